@@ -1,0 +1,1 @@
+"""How several losses become one update; torch only, knows no network."""

@@ -1,0 +1,1 @@
+"""Non-neural multi-task learning: NumPy, numba and scikit-learn; never torch."""

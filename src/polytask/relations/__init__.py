@@ -1,0 +1,1 @@
+"""How tasks relate: affinity and grouping; NumPy and SciPy."""

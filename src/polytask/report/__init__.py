@@ -1,0 +1,1 @@
+"""Results to facts, and facts to HTML, Markdown and the terminal."""

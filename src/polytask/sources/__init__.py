@@ -1,0 +1,1 @@
+"""Where data comes from: functions that return TaskData."""
