@@ -53,7 +53,8 @@ def learner_class(name: str) -> type[Learner]:
     known = learner_names()
     if name not in known:
         raise InputError(unknown("method", name, known))
-    return _load(*known[name])
+    learner: type[Learner] = _load(*known[name])
+    return learner
 
 
 def model_class(name: str) -> type[Model]:
@@ -61,7 +62,8 @@ def model_class(name: str) -> type[Model]:
     for room in ROOMS:
         module = exports(room).get(name)
         if module is not None and name.endswith("Model"):
-            return _load(module, name)
+            model: type[Model] = _load(module, name)
+            return model
     raise ModelRefusedError(f'the model folder names the model class "{name}", which this version does not have')
 
 

@@ -231,7 +231,7 @@ class TaskData:
     def without_labels(self) -> TaskData:
         """Return the same rows and tasks with no label at all."""
         empty = Labels(np.zeros(0, dtype=np.int64), np.zeros(0))
-        return replace(self, labels={name: empty for name in self.names})
+        return replace(self, labels=dict.fromkeys(self.names, empty))
 
     def thinned(self, keep: Mapping[str, int], *, seed: int) -> TaskData:
         """Return the same rows with only ``keep[task]`` randomly chosen labels of the tasks named."""

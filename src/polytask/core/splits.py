@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,7 @@ def _bounds(n: int, portions: NDArray[np.float64]) -> Ints:
 
 def _cut(order: Ints, portions: NDArray[np.float64]) -> tuple[Ints, ...]:
     bounds = _bounds(len(order), portions)
-    return tuple(np.sort(order[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple(np.sort(order[a:b]) for a, b in pairwise(bounds.tolist()))
 
 
 def _within_tasks(data: TaskData, portions: NDArray[np.float64], rng: np.random.Generator) -> tuple[Ints, ...]:
@@ -93,11 +94,9 @@ def _by_group(groups: NDArray[np.generic], portions: NDArray[np.float64], rng: n
     order = rng.permutation(len(counts))
     rows_before = np.concatenate([[0], np.cumsum(counts[order])])[:-1] + counts[order] / 2
     part_of_group = np.searchsorted(np.cumsum(portions)[:-1] * counts.sum(), rows_before, side="right")
-    # with few groups a part may stay empty: give it the groups around its place
-    for part in range(len(portions)):
-        if part not in part_of_group:
-            part_of_group = np.minimum(np.arange(len(counts)) * len(portions) // len(counts), len(portions) - 1)
-            break
+    # with few or very uneven groups a part may stay empty: then every part gets equally many groups
+    if len(np.unique(part_of_group)) < len(portions):
+        part_of_group = np.arange(len(counts)) * len(portions) // len(counts)
     part = np.empty(len(counts), dtype=np.int64)
     part[order] = part_of_group
     return tuple(np.flatnonzero(part[code] == k) for k in range(len(portions)))

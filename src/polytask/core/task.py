@@ -95,7 +95,7 @@ class Task(ABC):
     def constant_scores(self, targets: Floats) -> Floats:
         """Return the scores ``(n_outputs,)`` of the best constant predictor for these targets."""
 
-    def probabilities(self, scores: Floats) -> Floats:
+    def probabilities(self, scores: Floats) -> Floats:  # noqa: ARG002 - the kinds with classes use it
         """Return class probabilities ``(n, K)``; regression has none."""
         raise InputError(f'task "{self.name}" is {self.kind} and has no class probabilities')
 
@@ -198,7 +198,7 @@ class Multiclass(_Classes):
         return np.asarray(normaliser - scores[np.arange(len(scores)), targets.astype(np.int64)])
 
     def decide(self, scores: Floats) -> Floats:
-        return scores.argmax(axis=1).astype(np.float64)
+        return np.asarray(scores.argmax(axis=1).astype(np.float64))
 
     def probabilities(self, scores: Floats) -> Floats:
         shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -243,7 +243,7 @@ class Ordinal(_Classes):
 
     def constant_scores(self, targets: Floats) -> Floats:
         above = 1.0 - np.cumsum(self.frequencies(targets))[:-1]
-        return np.log(above / (1.0 - above))
+        return np.asarray(np.log(above / (1.0 - above)))
 
 
 KINDS: dict[str, type[Task]] = {kind.kind: kind for kind in (Regression, Binary, Multiclass, Ordinal)}
