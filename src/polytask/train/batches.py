@@ -1,0 +1,229 @@
+"""Which rows a step sees: a data set as tensors on one device, and the batches of one epoch.
+
+Two ways to draw a batch of b rows from n rows and T tasks:
+
+- *row batches*: b rows for all tasks at once. Inputs ``(b, …)``, targets and presence ``(T, b)``;
+  a missing label is ``present[t, i] = False``. An epoch sees every row that has a label once.
+- *own rows*: every task draws b of its own labelled rows. Inputs ``(T, b, …)``. Each task walks
+  through permutations of its rows, drawn anew every epoch; a task that runs out starts again. An
+  epoch is ``ceil(m / (T' b))`` steps, m labels over T' tasks that have any: it draws about as many
+  labels as there are, the small tasks' more than once and the large tasks' in part.
+  For T schools with one label per row this costs m rows of work per epoch, not T·m.
+
+The order depends on (seed, epoch) and, for own rows, on the task's name, and on nothing else: an epoch can be
+drawn again after a restart, and a task's draws do not depend on which other tasks there are.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polytask.core.data import TaskData
+from polytask.core.errors import InputError
+from polytask.core.scaling import TargetScaler
+from polytask.core.task import Floats
+
+_CELLS = 1 << 18
+"""Most rows × tasks scored in one evaluation call, to bound memory."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs ``(B, …)`` or ``(T, B, …)`` with targets and presence ``(T, B)``."""
+
+    inputs: dict[str, Tensor]
+    targets: Tensor
+    present: Tensor
+
+
+def place_inputs(data: TaskData, device: torch.device) -> dict[str, Tensor]:
+    """Return the encoded inputs as float32 and int64 tensors on ``device``.
+
+    Raises
+    ------
+    InputError
+        When there is no ``"numeric"`` input, a number is not finite in float32, or a code is not below
+        its column's cardinality.
+    """
+    if "numeric" not in data.inputs:
+        raise InputError(f'inputs has {sorted(data.inputs)} but no "numeric"; encode the table first (TableEncoder)')
+    with np.errstate(over="ignore"):
+        numeric = np.ascontiguousarray(data.inputs["numeric"], dtype=np.float32)
+    if numeric.ndim != 2:
+        raise InputError(f'the input "numeric" has shape {numeric.shape}; networks read (rows, columns)')
+    if not np.isfinite(numeric).all():
+        row, column = (int(i) for i in np.argwhere(~np.isfinite(numeric))[0])
+        value = data.inputs["numeric"][row, column]
+        raise InputError(
+            f'feature "{_feature(data, "numeric", column)}" is {value} in row {row}; networks need finite numbers '
+            "(encode the table first)"
+        )
+    found = {"numeric": torch.from_numpy(numeric).to(device)}
+    if "categorical" in data.inputs:
+        codes = np.ascontiguousarray(data.inputs["categorical"], dtype=np.int64)
+        if codes.ndim != 2 or codes.shape[1] != len(data.cardinalities):
+            raise InputError(
+                f'the input "categorical" has shape {codes.shape}, but cardinalities has {len(data.cardinalities)}'
+            )
+        wrong = (codes < 0) | (codes >= np.array(data.cardinalities, dtype=np.int64))
+        if wrong.any():
+            row, column = (int(i) for i in np.argwhere(wrong)[0])
+            raise InputError(
+                f'feature "{_feature(data, "categorical", column)}" has code {codes[row, column]} in row {row}; '
+                f"codes are 0 … {data.cardinalities[column] - 1}"
+            )
+        found["categorical"] = torch.from_numpy(codes).to(device)
+    return found
+
+
+def _feature(data: TaskData, group: str, column: int) -> str:
+    names = data.features.get(group, ())
+    return names[column] if column < len(names) else f"{group} {column}"
+
+
+class Placed:
+    """Inputs and standardised labels of one data set on one device.
+
+    Parameters
+    ----------
+    data
+        Encoded data.
+    scaler
+        Applied to the targets of regression tasks.
+    device
+        Where the tensors live.
+    """
+
+    def __init__(self, data: TaskData, scaler: TargetScaler, device: torch.device) -> None:
+        self.names = data.names
+        self.n_tasks, self.n_rows = len(data.tasks), data.n_rows
+        self.inputs = place_inputs(data, device)
+        self.device = device
+        rows, number, values = data.stacked()
+        sizes = np.array([len(data.labels[name]) for name in data.names], dtype=np.int64)
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        values = values.copy()
+        for task in range(self.n_tasks):
+            part = slice(int(starts[task]), int(starts[task + 1]))
+            values[part] = scaler.apply(task, values[part])
+        self.sizes, self.starts = sizes, starts
+        self.labelled_rows = np.unique(rows)
+        self.label_rows = torch.from_numpy(rows).to(device)
+        self.label_values = torch.from_numpy(values.astype(np.float32)).to(device)
+        self.trained = torch.from_numpy(sizes > 0).to(device)
+        self.numbers = torch.arange(self.n_tasks, device=device)
+        self.single = data.one_task_per_row
+        if self.single:  # (n,): one target per row and whose it is
+            self.task_of_row = torch.full((self.n_rows,), -1, dtype=torch.int64, device=device)
+            self.task_of_row[self.label_rows] = torch.from_numpy(number.astype(np.int64)).to(device)
+            self.target_of_row = torch.zeros(self.n_rows, device=device)
+            self.target_of_row[self.label_rows] = self.label_values
+        else:  # (n, T): rows are gathered, so they come first
+            self.targets = torch.zeros((self.n_rows, self.n_tasks), device=device)
+            self.present = torch.zeros((self.n_rows, self.n_tasks), dtype=torch.bool, device=device)
+            where = (self.label_rows, torch.from_numpy(number.astype(np.int64)).to(device))
+            self.targets[where] = self.label_values
+            self.present[where] = True
+
+    def row_batch(self, index: Tensor) -> Batch:
+        """Return these rows for all tasks, ``index`` ``(B,)``."""
+        inputs = {name: array.index_select(0, index) for name, array in self.inputs.items()}
+        if self.single:
+            present = self.task_of_row.index_select(0, index) == self.numbers[:, None]
+            return Batch(inputs, self.target_of_row.index_select(0, index) * present, present)
+        targets = self.targets.index_select(0, index).T
+        return Batch(inputs, targets, self.present.index_select(0, index).T)
+
+    def own_batch(self, position: Tensor, present: Tensor) -> Batch:
+        """Return each task's own rows; ``position`` ``(T, B)`` counts labels sorted by task, then row."""
+        rows = self.label_rows[position]
+        inputs = {name: array[rows] for name, array in self.inputs.items()}
+        return Batch(inputs, self.label_values[position] * present, present)
+
+    def everything(self, own_rows: bool) -> Iterator[Batch]:
+        """Yield every label once, in few large batches, in a fixed order."""
+        width = max(64, _CELLS // max(1, self.n_tasks))
+        if not own_rows:
+            index = torch.from_numpy(self.labelled_rows).to(self.device)
+            for start in range(0, len(index), width):
+                yield self.row_batch(index[start : start + width])
+            return
+        first = torch.from_numpy(self.starts[:-1]).to(self.device)[:, None]
+        size = torch.from_numpy(self.sizes).to(self.device)[:, None]
+        for start in range(0, int(self.sizes.max(initial=0)), width):
+            stop = min(start + width, int(self.sizes.max()))
+            offset = torch.arange(start, stop, device=self.device)[None, :]
+            present = offset < size
+            yield self.own_batch(torch.where(present, first + offset, 0), present)
+
+    def describe(self) -> Mapping[str, Floats]:
+        """Return what the data consist of, for fingerprints: inputs, label rows and values as arrays."""
+        arrays = {f"inputs.{name}": array.cpu().numpy() for name, array in self.inputs.items()}
+        return {
+            **arrays,
+            "rows": self.label_rows.cpu().numpy(),
+            "values": self.label_values.cpu().numpy(),
+            "sizes": self.sizes,
+        }
+
+
+class Sampler:
+    """The batches of every epoch, drawn from a seed (see the module's text).
+
+    Parameters
+    ----------
+    data
+        Placed training data.
+    batch_size
+        Most rows per step (per task with own rows). Smaller tables get smaller batches, down to 8
+        rows, so that an epoch has at least ``least_steps`` steps.
+    own_rows
+        Whether every task draws its own rows.
+    seed
+        Same seed, same batches.
+    least_steps
+        See ``batch_size``.
+    """
+
+    def __init__(self, data: Placed, *, batch_size: int, own_rows: bool, seed: int, least_steps: int = 10) -> None:
+        self.data, self.own_rows, self.seed = data, own_rows, seed
+        tasks = max(1, int((data.sizes > 0).sum()))
+        count = int(data.sizes.sum()) / tasks if own_rows else len(data.labelled_rows)
+        size = min(batch_size, max(8, int(np.ceil(count / least_steps))))
+        self.steps = int(np.ceil(count / size)) if count else 0
+        """Steps of one epoch."""
+        self.batch_size = size
+        self.epoch = -1
+        self._order = torch.zeros(0, dtype=torch.int64)
+        self._present = data.trained[:, None].expand(data.n_tasks, size)
+
+    def start(self, epoch: int) -> None:
+        """Draw the order of one epoch."""
+        self.epoch = epoch
+        if self.own_rows:
+            drawn = self.steps * self.batch_size
+            order = np.zeros((self.data.n_tasks, drawn), dtype=np.int64)
+            for task, name in enumerate(self.data.names):
+                size = int(self.data.sizes[task])
+                if size:
+                    rng = np.random.default_rng([self.seed, epoch, zlib.crc32(name.encode())])
+                    rounds = [rng.permutation(size) for _ in range(-(-drawn // size))]
+                    order[task] = np.concatenate(rounds)[:drawn] + self.data.starts[task]
+        else:
+            rng = np.random.default_rng([self.seed, epoch])
+            order = rng.permutation(self.data.labelled_rows)
+        self._order = torch.from_numpy(order).to(self.data.device)
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of one step of the epoch that :meth:`start` drew."""
+        if self.own_rows:
+            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            return self.data.own_batch(self._order[:, part], self._present)
+        rows = len(self._order)  # steps differ by one row at most
+        return self.data.row_batch(self._order[rows * step // self.steps : rows * (step + 1) // self.steps])
