@@ -1,1 +1,13 @@
 """Networks that share; torch only."""
+
+from polytask.deep.base import SharingNetwork as SharingNetwork
+from polytask.deep.branches import Branches as Branches
+from polytask.deep.encoders import BranchedEncoder as BranchedEncoder
+from polytask.deep.encoders import Encoder as Encoder
+from polytask.deep.encoders import TableInput as TableInput
+from polytask.deep.encoders import mlp as mlp
+from polytask.deep.hard import HardSharing as HardSharing
+from polytask.deep.heads import Heads as Heads
+from polytask.deep.heads import MultiTaskLoss as MultiTaskLoss
+from polytask.deep.single import SingleTask as SingleTask
+from polytask.deep.soft import SoftSharing as SoftSharing

@@ -1,0 +1,345 @@
+"""The contract of balancers: how the losses of T tasks become one update.
+
+A balancer sees losses and parameters, never a network, so it serves any training loop.
+
+    loss weighting        update = gradient of  sum_t w_t L_t                   (:class:`LossBalancer`)
+    gradient balancing    shared parameters:    sum_t w_t ∂L_t/∂θ,  w from the tasks' gradients
+                          private parameters:   ∂L_t/∂θ_t, their own loss alone (:class:`GradientBalancer`)
+
+Most methods that balance gradients need no more of them than their inner products ``A`` ``(T, T)``
+(:class:`GramBalancer`).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from polytask.balance.features import (
+    Features,
+    Losses,
+    TaskGradients,
+    gradients,
+    representation,
+    through_heads,
+    through_trunk,
+    total,
+)
+from polytask.balance.gram import parameter_gram, reaches_around
+from polytask.core.errors import InputError, unknown
+
+Level = Literal["features", "exact", "tasks"]
+LEVELS = ("features", "exact", "tasks")
+
+
+class Balancer(nn.Module, ABC):
+    """Turns the losses of T tasks into gradients (abstract).
+
+    What a balancer learns is a parameter, what it remembers a buffer: both are part of its state. Its
+    parameters are meant for the optimiser, in a group of their own without weight decay.
+
+    Attributes
+    ----------
+    needs_shared
+        True when there is nothing to balance unless some parameters are shared.
+    needs_features
+        True when :meth:`backward` must be given the shared representation.
+    needs_second_look
+        True when :meth:`after_step` must be given the losses of the same batch after the step.
+    """
+
+    needs_shared: ClassVar[bool]
+    needs_features: bool = False
+    needs_second_look: ClassVar[bool] = False
+
+    @abstractmethod
+    def backward(
+        self,
+        losses: Losses,
+        shared: Sequence[nn.Parameter],
+        private: Sequence[nn.Parameter],
+        *,
+        present: Tensor | None = None,
+        features: Features | None = None,
+    ) -> Tensor:
+        """Add the balanced gradients to ``.grad`` and return the weights used, ``(T,)``, without gradient.
+
+        Parameters
+        ----------
+        losses
+            Mean loss of each task, shape ``(T,)`` or a list of T scalars.
+        shared
+            Parameters that two or more losses reach.
+        private
+            Parameters that one loss reaches.
+        present
+            Which tasks have labels in this batch, boolean ``(T,)``; None means all. An absent task has
+            weight 0 and changes nothing, whatever its entry in ``losses``.
+        features
+            The last shared representation, for methods that balance gradients.
+        """
+
+    def check(self, shared: Sequence[nn.Parameter], *, features: bool = True, network: str = "the network") -> None:
+        """Refuse, before the first step, a network that this method cannot serve.
+
+        Parameters
+        ----------
+        shared
+            The parameters the network shares.
+        features
+            Whether the network has one last representation that all tasks share.
+        network
+            What to call it.
+        """
+        name = type(self).__name__
+        if self.needs_shared and not any(parameter.requires_grad for parameter in shared):
+            raise InputError(
+                f"{name} balances gradients of shared parameters, but {network} shares none; use a loss weighting "
+                "such as Uncertainty, or a network that shares, such as HardSharing"
+            )
+        if self.needs_features and not features:
+            raise InputError(
+                f"{name} works at the last shared representation, but {network} has none; "
+                + ('use level="exact"' if isinstance(self, GramBalancer) else "use PCGrad or UPGrad")
+                + ", or a network with one trunk, such as HardSharing"
+            )
+
+    def after_step(self, losses: Losses, *, present: Tensor | None = None) -> None:  # few need it
+        """Look at the losses of the same batch after the optimiser's step (see ``needs_second_look``)."""
+
+    def end_epoch(self) -> None:  # few need it
+        """Close an epoch."""
+
+
+class LossBalancer(Balancer):
+    """A balancer that weights the losses: one backward pass of ``sum_t w_t L_t`` (abstract)."""
+
+    needs_shared: ClassVar[bool] = False
+
+    @abstractmethod
+    def weights(self, losses: Tensor, present: Tensor) -> Tensor:
+        """Return the weights ``(T,)`` for detached losses ``(T,)`` and presence ``(T,)``."""
+
+    def regulariser(self, present: Tensor) -> Tensor | None:  # noqa: ARG002  # for balancers that learn
+        """Return what the balancer's own parameters add to the objective, or None."""
+        return None
+
+    def backward(
+        self,
+        losses: Losses,
+        shared: Sequence[nn.Parameter],  # noqa: ARG002  # a plain backward pass
+        private: Sequence[nn.Parameter],  # noqa: ARG002  # reaches both
+        *,
+        present: Tensor | None = None,
+        features: Features | None = None,  # noqa: ARG002  # and asks nothing of the representation
+    ) -> Tensor:
+        if not isinstance(losses, Tensor):
+            losses = torch.stack(list(losses))
+        if present is None:
+            present = torch.ones_like(losses, dtype=torch.bool)
+        losses = losses.masked_fill(~present, 0.0)
+        weights = self.weights(losses.detach(), present).masked_fill(~present, 0.0)
+        objective = (weights * losses).sum()
+        own = self.regulariser(present)
+        (objective if own is None else objective + own).backward()  # type: ignore[no-untyped-call]  # torch's is
+        return weights.detach()
+
+
+class GradientBalancer(Balancer):
+    """A balancer that combines the tasks' gradients of shared parameters (abstract).
+
+    Private parameters get the gradient of their own loss, unweighted: a weight of 0 or below must not
+    stop a head from learning.
+    """
+
+    needs_shared: ClassVar[bool] = True
+
+    def __init__(self, n_tasks: int) -> None:
+        super().__init__()
+        if n_tasks < 1:
+            raise InputError(f"n_tasks is {n_tasks}; there must be at least one task")
+        self.n_tasks = n_tasks
+        self._checked = False
+
+    def head_weights(self, losses: Tensor, present: Tensor) -> Tensor | None:  # noqa: ARG002  # few need it
+        """Return the weights > 0 ``(T,)`` of the losses in their private parameters' gradients; None means 1."""
+        return None
+
+    def _look(
+        self,
+        losses: Losses,
+        shared: Sequence[nn.Parameter],
+        present: Tensor | None,
+        features: Features | None,
+    ) -> tuple[Tensor, list[int]]:
+        """Check what is handed over; return detached losses ``(T,)`` and the numbers of the tasks present."""
+        if len(losses) != self.n_tasks:
+            raise InputError(f"losses has {len(losses)} entries, but {type(self).__name__} was made for {self.n_tasks}")
+        if not self._checked or (features is None and self.needs_features):
+            self.check(shared, features=features is not None)
+            if features is not None:
+                roots = [losses] if isinstance(losses, Tensor) else [each for each in losses if each.requires_grad]
+                if reaches_around(roots, representation(features), shared):
+                    raise InputError(
+                        "features: some shared parameter is reached by a path around the tensor given; "
+                        'balance at level="exact" without features, or count that parameter as private'
+                    )
+            self._checked = True
+        values = losses.detach() if isinstance(losses, Tensor) else torch.stack([loss.detach() for loss in losses])
+        tasks = list(range(self.n_tasks)) if present is None else [int(t) for t in torch.nonzero(present)[:, 0]]
+        return values, tasks
+
+
+class GramBalancer(GradientBalancer):
+    """A gradient method that needs inner products only (abstract).
+
+    Parameters
+    ----------
+    n_tasks
+        Number of tasks, T.
+    level
+        Where gradients are compared. ``"exact"``: with respect to all shared parameters, one backward
+        pass per task, without storing the gradients of linear layers (:mod:`polytask.balance.gram`).
+        ``"features"``: with respect to the last shared representation, all tasks in one pass: a bound of
+        the exact answer that costs little more than plain training (Sener and Koltun, NeurIPS 2018).
+        ``"tasks"``: as ``"exact"``, every gradient formed.
+    every
+        Refresh the weights every so many steps, and train with the last ones between.
+    """
+
+    kept: Tensor
+    known: Tensor
+    age: Tensor
+
+    def __init__(self, n_tasks: int, *, level: Level = "exact", every: int = 1) -> None:
+        super().__init__(n_tasks)
+        if level not in LEVELS:
+            raise InputError(unknown("level", level, LEVELS))
+        if every < 1:
+            raise InputError(f"every is {every}; refresh the weights every 1 or more steps")
+        self.level, self.every = level, every
+        self.needs_features = level == "features"
+        self.register_buffer("kept", torch.ones(n_tasks, dtype=torch.float64))
+        self.register_buffer("known", torch.zeros(n_tasks, dtype=torch.bool))
+        self.register_buffer("age", torch.zeros((), dtype=torch.int64))
+
+    @abstractmethod
+    def gram_weights(self, gram: Tensor, losses: Tensor) -> Tensor:
+        """Return the weights ``(P,)`` of P tasks; a pure function unless the method says otherwise.
+
+        Parameters
+        ----------
+        gram
+            Inner products of the tasks' gradients, float64 ``(P, P)``, positive semi-definite.
+        losses
+            Their losses, float64 ``(P,)``.
+        """
+
+    def task_weights(self, gram: Tensor, losses: Tensor, tasks: Sequence[int]) -> Tensor:  # noqa: ARG002
+        """Return the weights of the tasks with these numbers; methods that remember something per task use them."""
+        return self.gram_weights(gram, losses)
+
+    def backward(
+        self,
+        losses: Losses,
+        shared: Sequence[nn.Parameter],
+        private: Sequence[nn.Parameter],
+        *,
+        present: Tensor | None = None,
+        features: Features | None = None,
+    ) -> Tensor:
+        values, tasks = self._look(losses, shared, present, features)
+        if not tasks:
+            return torch.zeros_like(values)
+        everyone = len(tasks) == self.n_tasks
+        index = torch.as_tensor(tasks, device=values.device)
+        mask = torch.ones_like(values, dtype=torch.bool) if present is None else present
+        factors = self.head_weights(values, mask)
+        if factors is not None and not everyone:
+            factors = factors[index]
+        private = [parameter for parameter in private if parameter.requires_grad]
+        if features is None:
+            roots = [losses] * len(tasks) if isinstance(losses, Tensor) else [losses[task] for task in tasks]
+            one_hot = torch.eye(self.n_tasks, dtype=values.dtype, device=values.device)
+
+            def start(place: int) -> Tensor | None:
+                return one_hot[tasks[place]] if isinstance(losses, Tensor) else None
+
+            weights = self._weights(lambda: self._parameter_gram(roots, start, shared), values, tasks)
+            self._weighted(losses, tasks, weights, factors, private)
+        else:
+            found, own = through_heads(losses, tasks, features, private, factors)
+            weights = self._weights(lambda: self._gram(found, features, tasks, shared), values, tasks)
+            through_trunk(features, found.combined(weights), private, own)
+        if everyone:
+            return weights.to(values)
+        result = torch.zeros_like(values)
+        result[index] = weights.to(values)
+        return result
+
+    def _gram(
+        self, found: TaskGradients, features: Features, tasks: Sequence[int], shared: Sequence[nn.Parameter]
+    ) -> Tensor:
+        if self.level == "features":
+            return found.gram()
+        return self._parameter_gram([representation(features)] * len(tasks), found.row, shared)
+
+    def _parameter_gram(
+        self, roots: Sequence[Tensor], start: Callable[[int], Tensor | None], shared: Sequence[nn.Parameter]
+    ) -> Tensor:
+        return parameter_gram(roots, start, shared, ghost=self.level == "exact")
+
+    @torch.no_grad()
+    def _weights(self, gram: Callable[[], Tensor], values: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Return the weights of the tasks present, refreshed when it is time."""
+        everyone = len(tasks) == self.n_tasks
+        index = slice(None) if everyone else torch.as_tensor(tasks, device=self.kept.device)
+        due = self.every == 1 or int(self.age) % self.every == 0 or not bool(self.known[index].all())
+        self.age += 1
+        if due:
+            with torch.enable_grad():
+                inner = gram()
+            inner = inner.detach().to("cpu", torch.float64)
+            inner = (inner + inner.T).mul_(0.5)
+            if math.isfinite(inner.sum()):
+                losses = values.to("cpu", torch.float64)
+                losses = losses if everyone else losses[torch.as_tensor(tasks)]
+                self.kept[index] = self.task_weights(inner, losses, tasks).to(self.kept)
+                self.known[index] = True
+        return self.kept[index].clone()
+
+    def _weighted(
+        self,
+        losses: Losses,
+        tasks: Sequence[int],
+        weights: Tensor,
+        factors: Tensor | None,
+        private: Sequence[nn.Parameter],
+    ) -> None:
+        """One backward pass of the weighted sum, in which private parameters take their own gradient instead."""
+        own = gradients(total(losses, tasks, factors), private, retain_graph=True) if private else []
+        hooks = [
+            parameter.register_hook(_Instead(gradient))  # type: ignore[no-untyped-call]  # torch's is
+            for parameter, gradient in zip(private, own, strict=True)
+            if gradient is not None
+        ]
+        try:
+            total(losses, tasks, weights).backward()  # type: ignore[no-untyped-call]  # torch's is
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class _Instead:
+    """A hook that puts a gradient in the place of the one that arrives."""
+
+    def __init__(self, gradient: Tensor) -> None:
+        self.gradient = gradient
+
+    def __call__(self, _: Tensor) -> Tensor:
+        return self.gradient

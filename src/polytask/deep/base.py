@@ -1,0 +1,102 @@
+"""The contract of every network that shares: scores of all tasks in one tensor, penalty, what is shared.
+
+Inputs are a mapping of tensors: ``"numeric"`` ``(B, p)`` floats and, when there are any,
+``"categorical"`` ``(B, q)`` codes. With ``own_rows`` every tensor has a leading task axis,
+``(T, B, …)``, and task t sees only its own B rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from polytask.core.errors import InputError, unknown
+from polytask.core.relation import Relation
+from polytask.core.task import Task
+
+
+class SharingNetwork(nn.Module, ABC):
+    """A network with one output per task (abstract).
+
+    Parameters
+    ----------
+    tasks
+        The tasks, in the order of every task axis.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        if not tasks:
+            raise InputError("tasks is empty; a network needs at least one task")
+        self.tasks = tuple(tasks)
+        _keep_freed_memory()
+
+    @abstractmethod
+    def all_scores(
+        self, inputs: Mapping[str, Tensor], own_rows: bool = False, *, only: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return the scores ``(T, B, K)`` of all tasks; K is the largest ``n_outputs``, padding outputs are 0.
+
+        Parameters
+        ----------
+        inputs
+            Tensors ``(B, …)`` read by every task, or ``(T, B, …)``, one batch per task, with ``own_rows``.
+        own_rows
+            Whether the inputs have a leading task axis.
+        only
+            Numbers of the tasks to compute; the task axes of inputs and scores then have these tasks only.
+        """
+
+    def forward(self, inputs: Mapping[str, Tensor], tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return task → scores ``(B, n_outputs)``; only the tasks asked for are computed."""
+        names = [task.name for task in self.tasks]
+        for name in tasks or ():
+            if name not in names:
+                raise InputError(unknown("task", name, names))
+        only = None if tasks is None else [names.index(name) for name in tasks]
+        asked = self.tasks if only is None else [self.tasks[number] for number in only]
+        if not asked:
+            return {}
+        scores = self.all_scores(inputs, only=only)
+        return {task.name: scores[place, :, : task.n_outputs] for place, task in enumerate(asked)}
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that two or more task losses reach through :meth:`forward`.
+
+        A tensor that stacks one slice per task is not shared unless forward mixes its slices.
+        """
+        return []
+
+    def features(self, inputs: Mapping[str, Tensor]) -> Tensor | None:  # noqa: ARG002  # for methods that have some
+        """Return the last representation ``(B, n_features)`` that all tasks share, or None."""
+        return None
+
+    def penalty(self) -> Tensor:
+        """Return the weighted penalty, a scalar without gradient; for reports and learning curves."""
+        return torch.zeros((), device=next(self.parameters()).device)
+
+    def penalty_gradient(self) -> None:
+        """Add the penalty's closed-form gradient to ``.grad``; called after backward, before the step."""
+
+    def after_step(self, learning_rate: float) -> None:
+        """Apply the penalty's proximal step; called after every optimiser step."""
+
+    def relations(self) -> dict[str, Relation]:
+        """Return what the tasks share, by name; empty when there is nothing to show."""
+        return {}
+
+    def end_epoch(self) -> bool:
+        """Return True when the network grew and the optimiser must be told of new parameters."""
+        return False
+
+
+def _keep_freed_memory() -> None:
+    """Make the C library keep what every training step frees and takes again (a fifth of a small step's time).
+
+    glibc returns freed memory to the system beyond a limit that starts near 100 kB and follows the
+    largest block freed so far, up to 32 MB; so one such block, never written to, is taken and freed.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)

@@ -1,0 +1,55 @@
+"""Small tasks, data and networks that the tests of this room share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from polytask.core.task import Binary, Multiclass, Ordinal, Regression, Task
+from polytask.deep import HardSharing, SharingNetwork, SingleTask, SoftSharing, mlp
+
+MIXED: tuple[Task, ...] = (
+    Regression("price"),
+    Binary("sold", classes=("no", "yes")),
+    Multiclass("type", classes=("flat", "house", "boat")),
+    Ordinal("state", classes=("bad", "fair", "good", "new")),
+    Regression("area"),
+)
+CARDINALITIES = (4, 7)
+
+
+def encoder(widths=(8, 6), **options):
+    return mlp(3, widths, **options)
+
+
+def table(*shape: int, seed: int = 0, categorical: bool = False) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {"numeric": torch.randn(*shape, 3, generator=generator, dtype=torch.float64)}
+    if categorical:
+        codes = [torch.randint(0, rows, shape, generator=generator) for rows in CARDINALITIES]
+        inputs["categorical"] = torch.stack(codes, dim=-1)
+    return inputs
+
+
+def labels(tasks, n_rows: int, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for task in tasks:
+        if task.labels:
+            rows.append(torch.randint(0, len(task.labels), (n_rows,), generator=generator).double())
+        else:
+            rows.append(torch.randn(n_rows, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)
+
+
+NETWORKS: dict[str, Callable[..., SharingNetwork]] = {
+    "single": SingleTask,
+    "single, different starts": lambda tasks, encoder, **o: SingleTask(tasks, encoder, identical=False, **o),
+    "hard": HardSharing,
+    "soft": lambda tasks, encoder, **o: SoftSharing(tasks, encoder, strength=0.3, **o),
+    "soft, pairwise gradient": lambda tasks, encoder, **o: SoftSharing(
+        tasks, encoder, strength=0.3, form="pairwise", update="gradient", **o
+    ),
+}
