@@ -84,6 +84,8 @@ class MethodInfo:
 class Comparison:
     """One method against the best single-task baseline, on one task or on the mean of all.
 
+    A gain counts as sure only when it is sure against every single-task baseline.
+
     Attributes
     ----------
     task

@@ -19,6 +19,7 @@ from polytask.report.sharing import curves, finite, relations
 from polytask.report.words import VERDICTS, clip, count, interval, listed, percent, printable
 
 FACTS = 1
+_MANY = 24  # with more tasks than this the mean over tasks is said first
 
 
 def collect(results: Results) -> dict[str, Any]:
@@ -307,10 +308,12 @@ def _headline(facts: Mapping[str, Any]) -> dict[str, Any]:
         sentence = "No task could be measured, so there is no verdict."
     else:
         sentence = _tally_sentence(tally, n)
-    sentences = [sentence]
     ranked = [m for m in facts["methods"] if m["mean"] and m["mean"]["gain"] is not None]
     ranked.sort(key=lambda m: -m["mean"]["gain"])
     best = ranked[0] if ranked else None
+    if best is not None and best["mean"]["verdict"] == "gains" and n > _MANY:
+        sentence = _mean_sentence(tally, n, best)
+    sentences = [sentence]
     if best is not None:
         mean = best["mean"]
         span = interval(mean["low"], mean["high"])
@@ -335,6 +338,14 @@ def _headline(facts: Mapping[str, Any]) -> dict[str, Any]:
         "notes": notes,
         "best_method": best and best["method"],
     }
+
+
+def _mean_sentence(tally: Mapping[str, int], n: int, best: Mapping[str, Any]) -> str:
+    """Say that many small tasks gain together although few are sure alone."""
+    alone = f"{tally['gains']} of them surely" if tally["gains"] else "no single one surely"
+    rest = f", {tally['hurt']} {'is' if tally['hurt'] == 1 else 'are'} hurt" if tally["hurt"] else ""
+    gain = percent(best["mean"]["gain"], signed=True)
+    return f"On average the {n} tasks gain from learning together ({clip(best['method'], 60)}, {gain}); {alone}{rest}."
 
 
 def _its_tasks(measured: int, n: int) -> str:
@@ -373,12 +384,13 @@ def _reading(look: _Lookup, facts: Mapping[str, Any]) -> list[str]:
     pairs = sum(1 for (task, _), item in look.comparisons.items() if task is not None and item.p_holm is not None)
     splits = facts["n_splits"]
     return [
-        "A gain is the relative improvement of a task's main metric, on test rows no method has seen, over the "
-        "single-task method that did best in validation: +5 % means a 5 % smaller error (or a 5 % higher score where "
-        "higher is better), and positive is always better.",
+        "A gain is the relative improvement of a task's main metric, on test rows no method has seen, over the best "
+        "single-task method: +5 % means a 5 % smaller error (or a 5 % higher score where higher is better), and "
+        "positive is always better.",
         f"Every number is a mean over {count(splits, 'train/test split')} that all methods share, and its 95 % "
         "interval, widened because the splits share training rows, says how far off it may be by luck.",
-        "A task gains or is hurt only if that could not well be chance: its p-value stays below 0.05 after Holm's "
+        "A task gains only if it is better than every single-task method, and is hurt only if it is worse than the "
+        "best one, beyond what could well be chance: its p-value stays below 0.05 after Holm's "
         f"correction for all {count(pairs, 'pair')} of task and method tested "
         "(among many, an interval may leave out zero by luck); “cannot tell” asks for more data, it does not mean "
         "that there is no effect.",
