@@ -1,0 +1,281 @@
+"""Whole commands in processes of their own: from a table to a verdict, a model, predictions; kills and Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polytask import cli
+from polytask.core.results import Results
+from polytask.jobs.modelling import best_methods
+from polytask.sources import TableEncoder, read_table
+from polytask.storage import load_model
+
+TARGETS = ("--targets", "price,rent,sold")
+SETTINGS = (*TARGETS, "--methods", "ridge,block-sparse", "--splits", "3", "--trials", "2")
+RUN = Path("runs/houses")
+PATIENCE = 120.0
+
+
+def write_table(folder: Path, n: int = 120) -> None:
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(n, 3))
+    lines = ["a,b,c,city,price,rent,sold"]
+    for i, (a, b, c) in enumerate(X):
+        rent = "" if i % 4 == 0 else f"{a - b + 0.5 * rng.normal():.4f}"
+        sold = "yes" if a + b + rng.logistic() > 0 else "no"
+        lines.append(f"{a:.4f},{b:.4f},{c:.4f},{('Oslo', 'Bergen', '')[i % 3]},{100 + 10 * a + c:.3f},{rent},{sold}")
+    (folder / "houses.csv").write_text("\n".join(lines) + "\n")
+
+
+def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "polytask", *map(str, arguments)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def call(folder: Path, *arguments: object) -> tuple[int, str, str]:
+    process = start(folder, *arguments)
+    said, errors = process.communicate(timeout=PATIENCE)
+    assert "Traceback" not in errors
+    return process.returncode, said, errors
+
+
+def results(folder: Path) -> dict[str, object]:
+    plain = json.loads((folder / RUN / "results.json").read_text())
+    plain.pop("timing")
+    return plain
+
+
+def stored(folder: Path) -> dict[tuple[str, int], tuple[float, str]]:
+    """(method, split) → seconds and run of every finished run in the store."""
+    path = folder / RUN / "runs.sqlite"
+    if not path.exists():
+        return {}
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        try:
+            rows = connection.execute("select method, split, seconds, run from runs where status = 'done'").fetchall()
+        except sqlite3.OperationalError:  # killed before the table was made
+            return {}
+    return {(method, split): (seconds, run) for method, split, seconds, run in rows}
+
+
+def events(folder: Path) -> list[str]:
+    path = folder / RUN / "events.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["event"] for line in lines if line.endswith("}")]
+
+
+def wait_for_progress(process: subprocess.Popen[str], folder: Path, *, more: int) -> None:
+    """Return when ``more`` further runs are finished, or when the process has ended."""
+    before = events(folder).count("progress")
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and events(folder).count("progress") < before + more:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted comparison, a trained model and predictions, each by a process of its own."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_table(folder)
+    code, said, errors = call(folder, "compare", "houses.csv", *SETTINGS, "--jobs", "1")
+    assert code == 0, errors
+    assert call(folder, "train", "--from", RUN, "--seed", "3")[0] == 0
+    assert call(folder, "predict", RUN / "model", "houses.csv", "-o", "pred.csv")[0] == 0
+    return folder, said
+
+
+def test_a_comparison_says_what_it_read_planned_and_found(whole):
+    folder, said = whole
+    for words in ("Read    houses.csv  120 rows", "rent   regression", "(25% missing)", "6 runs", "block-sparse",
+                  "Saved   runs/houses/", "price"):  # fmt: skip
+        assert words in said
+    for name in ("report.html", "report.md", "results.json", "config.yaml", "runs.sqlite", "events.jsonl"):
+        assert (folder / RUN / name).stat().st_size > 0
+    assert events(folder)[-1] == "finished"
+
+
+def test_predictions_of_a_saved_model_in_a_new_process_are_those_of_the_fitted_one(whole):
+    folder, _ = whole
+    loaded = load_model(folder / RUN / "model")
+    table = read_table(folder / "houses.csv", targets=["price", "rent", "sold"])
+    encoder = TableEncoder.from_state(loaded.encoder_state)
+    again = TableEncoder().fit(table.data)
+    np.testing.assert_allclose(
+        encoder.transform(table.data).inputs["numeric"], again.transform(table.data).inputs["numeric"], atol=1e-12
+    )
+    scores = loaded.model.predict(encoder.transform(table.data))
+    written = [line.split(",") for line in (folder / "pred.csv").read_text().splitlines()]
+    head, rows = written[0], written[1:]
+    assert len(rows) == 120
+    for name in ("price", "rent"):
+        values = [float(row[head.index(name)]) for row in rows]
+        np.testing.assert_allclose(values, scores[name][:, 0], atol=1e-6)
+    chances = [float(row[head.index("P(sold=yes)")]) for row in rows]
+    np.testing.assert_allclose(chances, table.data.task("sold").probabilities(scores["sold"])[:, 1], atol=1e-6)
+
+
+def test_the_model_gives_each_task_its_best_method_and_remembers_how_it_was_made(whole):
+    folder, _ = whole
+    found = Results.from_json((folder / RUN / "results.json").read_text())
+    meta = load_model(folder / RUN / "model").meta
+    assert meta["methods"] == best_methods(found, ("price", "rent", "sold"))
+    assert meta["seed"] == 3
+    assert "block-sparse" in meta["settings"]
+    assert meta["labels"] == {"price": 120, "rent": 90, "sold": 120}
+
+
+def test_training_again_gives_the_same_bytes(whole):
+    folder, _ = whole
+    model = folder / RUN / "model"
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    assert call(folder, "train", "--from", RUN, "--seed", "3")[0] == 0
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_a_tampered_model_is_refused_by_name_of_the_file(whole, tmp_path):
+    folder, _ = whole
+    shutil.copytree(folder / RUN / "model", tmp_path / "model")
+    shutil.copy(folder / "houses.csv", tmp_path / "new.csv")
+    path = tmp_path / "model" / "encoder.json"
+    path.write_text(path.read_text().replace("Bergen", "Norway"))
+    code, _, errors = call(tmp_path, "predict", "model", "new.csv")
+    assert code == 3
+    assert "encoder.json" in errors
+    assert "sha256" in errors
+    assert not (tmp_path / "pred.csv").exists()
+
+
+def test_two_workers_find_what_one_finds(whole, tmp_path):
+    folder, _ = whole
+    write_table(tmp_path)
+    assert call(tmp_path, "compare", "houses.csv", *SETTINGS, "--jobs", "2")[0] == 0
+    assert (tmp_path / RUN / "config.yaml").read_bytes() == (folder / RUN / "config.yaml").read_bytes()
+    assert results(tmp_path) == results(folder)
+
+
+def test_killed_again_and_again_it_finds_the_same_and_repeats_no_finished_run(whole, tmp_path):
+    folder, _ = whole
+    write_table(tmp_path)
+    rng = np.random.default_rng(5)
+    finished: dict[tuple[str, int], tuple[float, str]] = {}
+    kills = 0
+    for _ in range(12):
+        process = start(tmp_path, "compare", "houses.csv", *SETTINGS, "--jobs", "0")
+        wait_for_progress(process, tmp_path, more=int(rng.integers(2, 4)))
+        time.sleep(float(rng.uniform(0, 0.05)))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        now = stored(tmp_path)
+        assert {key: now[key] for key in finished} == finished
+        finished = now
+        if process.returncode == 0:
+            break
+    assert kills >= 2
+    assert call(tmp_path, "compare", "houses.csv", *SETTINGS, "--jobs", "0")[0] == 0
+    assert {key: stored(tmp_path)[key] for key in finished} == finished
+    assert results(tmp_path) == results(folder)
+    assert not [path.name for path in (tmp_path / RUN).iterdir() if "tmp" in path.name]
+
+
+def children_of(group: int) -> list[str]:
+    """Return the processes of a process group that are still there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to look for orphans")
+def test_ctrl_c_keeps_finished_runs_reports_them_and_says_how_to_go_on(tmp_path):
+    write_table(tmp_path)
+    settings = (*SETTINGS[:-1], "40")
+    process = start(tmp_path, "compare", "houses.csv", *settings, "--jobs", "1")
+    wait_for_progress(process, tmp_path, more=2)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "Stopped after" in said
+    assert "polytask compare --resume runs/houses" in said
+    assert events(tmp_path)[-1] == "stopped"
+    assert len(results(tmp_path)["runs"]) >= 2
+    assert (tmp_path / RUN / "report.html").exists()
+    deadline = time.monotonic() + 10
+    while children_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert children_of(process.pid) == []
+    before = stored(tmp_path)
+    process = start(tmp_path, "compare", "--resume", RUN, "--jobs", "1")
+    wait_for_progress(process, tmp_path, more=1)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
+    process.communicate()
+    assert {key: stored(tmp_path)[key] for key in before} == before
+
+
+def test_a_second_ctrl_c_ends_at_once_but_one_signal_sent_twice_does_not():
+    code = """
+import os, signal, sys, time
+from polytask.cli import _interruptible
+with _interruptible():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("first", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.7)
+        print("second", flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 130
+    assert done.stdout == "first\nsecond\n"
+
+
+def test_a_run_that_fails_gives_exit_1_and_the_others_are_judged(tmp_path, monkeypatch, capsys):
+    from polytask.linear.learners import BlockSparseLearner
+
+    write_table(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def broken(*_, **__):
+        raise FloatingPointError("the numbers ran away")
+
+    monkeypatch.setattr(BlockSparseLearner, "fit", broken)
+    code = cli.run(["compare", "houses.csv", *SETTINGS, "--jobs", "0"])
+    said = capsys.readouterr().out
+    assert code == 1
+    assert "Failed  block-sparse, split 1: FloatingPointError: the numbers ran away" in said
+    assert sum(run["status"] == "done" for run in results(tmp_path)["runs"]) == 3
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["compare", "--resume", str(RUN), "--jobs", "0"]) == 0
+    assert "3 of 6 runs were finished before; 3 new" in capsys.readouterr().out
