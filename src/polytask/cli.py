@@ -63,7 +63,7 @@ AllowLeak = Annotated[str | None, typer.Option(metavar="A,B", help="inputs that 
 Labels = Annotated[list[str] | None, typer.Option(metavar="TASK=N", help="keep only N training labels of a task")]
 Methods = Annotated[str | None, typer.Option(metavar="auto|A,B", help="methods to compare (polytask methods)")]
 Splits = Annotated[str | None, typer.Option(metavar="FxR", help="folds x repeats, 5x2 by default")]
-Trials = Annotated[int | None, typer.Option(metavar="N", help="configurations tried per method, 20 by default")]
+Trials = Annotated[int | None, typer.Option(metavar="N", help="configurations tried per method, 10 by default")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="same seed, same result")]
 Jobs = Annotated[int | None, typer.Option(metavar="N", help="processes at the same time, one per processor by default")]
 Title = Annotated[str | None, typer.Option(metavar="TEXT", help="name shown in the report")]
@@ -192,19 +192,30 @@ def compare(
     resume: Annotated[Path | None, typer.Option(metavar="FOLDER", help="go on with the run in this folder")] = None,
 ) -> None:
     """Compare single-task baselines with methods that share; a verdict for each task."""
-    from polytask.jobs import prepare
-
     if resume is not None:
         config, out = _resumed(resume, config), str(resume)
-    if demo:
-        dataset, splits, trials = dataset or "nhanes", splits or "5x1", trials or 4
-        targets, labels = targets or DEMO_TARGETS, labels or ["body_fat_pct=40"]
-        methods, title = methods or DEMO_METHODS, title or "nhanes-demo"
-    settings = _settings(
-        config, table, dataset=dataset, targets=targets, target=target, task=task, kinds=kind, missing=missing,
-        drop=drop, group=group, time=time, id=row_id, metrics=metric, allow_leak=allow_leak, labels=labels,
-        methods=methods, splits=splits, trials=trials, seed=seed, jobs=jobs, title=title, published=published, out=out,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "dataset": dataset, "targets": targets, "target": target, "task": task, "kinds": kind, "missing": missing,
+        "drop": drop, "group": group, "time": time, "id": row_id, "metrics": metric, "allow_leak": allow_leak,
+        "labels": labels, "methods": methods, "splits": splits, "trials": trials, "seed": seed, "jobs": jobs,
+        "title": title, "published": published, "out": out,
+    }  # fmt: skip
+    if not demo:
+        raise typer.Exit(_compare(_settings(config, table, **given)))
+    from polytask.jobs.demonstration import questions
+
+    codes = []
+    for question, settings in questions({name: value for name, value in given.items() if value is not None}):
+        _say("Demo", question)
+        codes.append(_compare(_settings(config, table, **settings), answer=settings.get("labels")))
+        typer.echo()
+    raise typer.Exit(max(codes))
+
+
+def _compare(settings: Settings, *, answer: str | None = None) -> int:
+    """Run one comparison and show it; ``answer`` names the thinned task (``task=n``) it was about."""
+    from polytask.jobs import prepare
+
     comparing = prepare(settings)
     lines = comparing.lines()
     notes = [line for line in lines if line[0] == "Note"]
@@ -221,17 +232,18 @@ def compare(
         _say("Stopped", f"after {outcome.n_done} of {outcome.planned} runs. Finished runs are kept: go on with:")
         typer.echo(f"  {comparing.command()}")
     elif before:
-        _say("Done", f"{before} of {outcome.planned} runs were finished before; {outcome.planned - before} new")
+        _say("Done", f"{before} of {outcome.planned} runs were finished before; {outcome.planned - before} are new")
     for line in outcome.failed[:_MOST_LINES]:
         _say("Failed", line)
     if len(outcome.failed) > _MOST_LINES:
         _say("Failed", f"{len(outcome.failed)} runs in all; see {outcome.folder / 'report.md'}")
+    if answer is not None and not outcome.stopped:
+        from polytask.jobs.demonstration import answers
+
+        for line in answers(outcome.results, answer):
+            _say("Answer", line)
     _say("Saved", f"{outcome.folder}/  report.html  report.md  results.json  config.yaml  runs.sqlite  events.jsonl")
-    raise typer.Exit(outcome.exit_code)
-
-
-DEMO_TARGETS = "systolic_bp,diastolic_bp,waist_cm,body_fat_pct,diabetes,general_health"
-DEMO_METHODS = "ridge,lasso,block-sparse,mean-regularised"
+    return outcome.exit_code
 
 
 def _resumed(folder: Path, config: Path | None) -> Path:

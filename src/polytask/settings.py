@@ -115,7 +115,7 @@ class Settings(BaseModel):
         AUTO, description="auto, a list, or method: {parameter: value}"
     )
     splits: StrictStr = Field("5x2", description="folds x repeats")
-    trials: int = Field(20, strict=True, ge=1, le=10_000, description="configurations tried for every method")
+    trials: int = Field(10, strict=True, ge=1, le=10_000, description="configurations tried for every method")
     seed: int = Field(0, strict=True, ge=0, lt=2**31, description="same seed, same result")
     jobs: int | None = Field(
         None, strict=True, ge=0, le=1024, description="processes; one per processor by default, 0 for none"

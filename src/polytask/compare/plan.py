@@ -203,7 +203,7 @@ class Plan:
     methods: tuple[MethodSpec, ...]
     splits: SplitPlan = field(default_factory=SplitPlan)
     seeds: tuple[int, ...] = (0,)
-    trials: int = 20
+    trials: int = 10
     valid_share: float = 0.2
     thin: Mapping[str, int] = field(default_factory=dict)
     least_labels: int = 20

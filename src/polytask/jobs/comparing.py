@@ -29,7 +29,17 @@ COMMAND = "polytask compare --config config.yaml"
 NEEDS_TORCH = "polytask.train."
 _MOST_TASKS = 30  # lines about tasks; with more tasks the first few stand for all
 _SOME_TASKS = 5
-_ORDER = ("single", "pooled", "shared")
+AUTO_METHODS = (
+    "ridge",
+    "lasso",
+    "single-task-network",
+    "pooled",
+    "block-sparse",
+    "mean-regularised",
+    "hard-sharing",
+    "soft-sharing",
+)
+"""What ``methods: auto`` means: baselines, and one method of each way to share."""
 Say = Callable[[str, str], None]
 """Called with a heading and a line of text."""
 
@@ -258,18 +268,16 @@ def has_torch() -> bool:
 
 
 def spelled_out(settings: Settings, *, long_form: bool) -> tuple[Settings, tuple[str, ...]]:
-    """Replace ``methods: auto`` by the methods that can run here; return notes about those that cannot.
+    """Replace ``methods: auto`` by a broad few that can run here; return notes about those that cannot.
 
     One model for all tasks (``pooled``) makes sense where all tasks measure the same thing, so it is
     part of ``auto`` in the long form only.
     """
     if settings.methods != AUTO:
         return settings, ()
-    known = learner_names()
-    left = sorted(name for name, (module, _) in known.items() if module.startswith(NEEDS_TORCH) and not has_torch())
-    sharing = {name: learner_class(name).sharing for name in known if name not in left}
-    usable = [name for name in sharing if long_form or sharing[name] != "pooled"]
-    usable.sort(key=lambda name: _ORDER.index(sharing[name]))
+    modules = {name: learner_names()[name][0] for name in AUTO_METHODS if long_form or name != "pooled"}
+    left = [name for name, module in modules.items() if module.startswith(NEEDS_TORCH) and not has_torch()]
+    usable = [name for name in modules if name not in left]
     notes = (
         (f'left out because torch is not installed: {", ".join(left)} (pip install "polytask[torch]")',) if left else ()
     )

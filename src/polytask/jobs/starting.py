@@ -56,7 +56,7 @@ def write_settings(table: Path, out: Path, *, targets: tuple[str, ...] = (), ove
         missing=missing or None,
         drop=drop or None,
         splits="5x2",
-        trials=20,
+        trials=10,
         seed=0,
     )
     write_file(out, _commented(settings, read, why))
