@@ -17,7 +17,7 @@ from polytask.core.errors import InputError, MissingExtraError, ModelRefusedErro
 from polytask.core.learner import Learner, Model
 
 ROOMS = ("linear", "deep", "auxiliary", "balance", "train", "relations", "sources", "compare", "report")
-_EXTRAS = {"torch": "torch", "lightning_fabric": "torch", "lightning_utilities": "torch", "pyarrow": "parquet"}
+_EXTRAS = {"torch": "torch", "pyarrow": "parquet"}
 
 
 @cache
