@@ -10,9 +10,33 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import polytask.linear
-from polytask.linear import BlockSparse, MeanRegularised
+from polytask.linear import (
+    AlternatingStructure,
+    BlockSparse,
+    ClusteredTasks,
+    GraphRegularised,
+    GroupingOverlap,
+    MeanRegularised,
+    MultiTaskFeatureLearning,
+    RelaxedClusters,
+    RobustMultiTask,
+    TaskCovariance,
+    TraceNorm,
+)
 
-ESTIMATORS = [BlockSparse(alpha=0.01), MeanRegularised()]
+ESTIMATORS = [
+    AlternatingStructure(),
+    BlockSparse(alpha=0.01),
+    ClusteredTasks(),
+    GraphRegularised(),
+    GroupingOverlap(),
+    MeanRegularised(),
+    MultiTaskFeatureLearning(),
+    RelaxedClusters(),
+    RobustMultiTask(),
+    TaskCovariance(),
+    TraceNorm(),
+]
 EXPECTED_FAILED: dict[str, str] = {}
 
 

@@ -78,9 +78,11 @@ class TaskEstimator(RegressorMixin, BaseEstimator, ABC):
 
     def _losses(self, blocks: list[Block], n_tasks: int, n_features: int, *, fit_intercept: bool) -> TaskLosses:
         totals = np.zeros(n_tasks)
+        classes = bool(self.logistic_.any())
         for block in blocks:
             totals[block.outputs] = block.total
-            self._check_classes(block, need_both=fit_intercept)
+            if classes:
+                self._check_classes(block, need_both=fit_intercept)
         return TaskLosses(
             blocks,
             logistic=self.logistic_,

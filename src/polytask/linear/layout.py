@@ -72,8 +72,12 @@ def read(X: Floats, y: Floats, tasks: Any, sample_weight: Any) -> Layout:
         order = np.argsort(number_of, kind="stable")
         bounds = np.searchsorted(number_of[order], np.arange(len(names) + 1))
         columns = []
+        whole = weight is None and not np.isnan(y).any()
         for start, end in pairwise(bounds.tolist()):
             rows = order[start:end]
+            if whole:
+                columns.append(Column(rows, y[rows]))
+                continue
             columns.append(_column(rows, y[rows], None if weight is None else weight[rows]))
         form = "stacked"
     counts = np.array([len(column.rows) for column in columns])
@@ -123,7 +127,7 @@ def task_numbers(tasks: Any, names: NDArray[Any], n: int) -> Ints:
     place = np.minimum(np.searchsorted(names, labels), len(names) - 1)
     strange = names[place] != labels
     if strange.any():
-        bad = labels[strange][0]
+        bad = labels[strange].tolist()[0]
         hit = nearest(str(bad), [str(name) for name in names])
         guess = f' Did you mean "{hit}"?' if hit else ""
         raise InputError(f"task {bad!r} was not among the {len(names)} tasks of the fit.{guess}")

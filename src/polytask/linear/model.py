@@ -137,6 +137,8 @@ class LinearModel(Model):
     links
         Per task ``"identity"``, or ``"one-vs-rest"``: the scores are log sigmoid of the columns, so
         that the probabilities are those of K separate yes/no models, made to add up to 1.
+    learned
+        What the method has learned about the tasks besides the coefficients, by name.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class LinearModel(Model):
         intercept: Floats,
         scale: Floats,
         links: Sequence[str],
+        learned: Mapping[str, Relation] | None = None,
     ) -> None:
         super().__init__(tasks)
         self.design = design
@@ -154,6 +157,11 @@ class LinearModel(Model):
         self.intercept = intercept
         self.scale = scale
         self.links = tuple(links)
+        self.learned = dict(learned or {})
+
+    def with_learned(self, learned: Mapping[str, Relation]) -> LinearModel:
+        """Return the model with what the method has learned about the tasks."""
+        return LinearModel(self.tasks, self.design, self.coef, self.intercept, self.scale, self.links, learned)
 
     def _slices(self) -> list[slice]:
         ends = np.cumsum([task.n_outputs for task in self.tasks])
@@ -168,7 +176,9 @@ class LinearModel(Model):
         return found
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
-        description = {"design": self.design.describe(), "links": list(self.links)}
+        description: dict[str, Any] = {"design": self.design.describe(), "links": list(self.links)}
+        if self.learned:
+            description["learned"] = {name: relation.to_json() for name, relation in self.learned.items()}
         return description, {"coef": self.coef, "intercept": self.intercept, "scale": self.scale}
 
     @classmethod
@@ -183,7 +193,8 @@ class LinearModel(Model):
             )
         if len(links) != len(tasks) or set(links) - {IDENTITY, ONE_VS_REST}:
             raise InputError(f"links {links} do not fit {len(tasks)} tasks")
-        return cls(tasks, design, coef, intercept, scale, links)
+        learned = {str(name): Relation.from_json(plain) for name, plain in description.get("learned", {}).items()}
+        return cls(tasks, design, coef, intercept, scale, links, learned)
 
     def relations(self) -> dict[str, Relation]:
         found = {}
@@ -198,7 +209,7 @@ class LinearModel(Model):
             "coefficients",
             np.concatenate(columns, axis=1),
             self.design.names,
-            tuple(name for task in self.tasks for name in _output_names(task)),
+            tuple(name for task in self.tasks for name in output_names(task)),
             "Change of the standardised target (or of the log-odds) per standard deviation of a numeric column, "
             "or for having that category.",
         )
@@ -210,10 +221,12 @@ class LinearModel(Model):
                 tuple(names),
                 "Correlation over inputs of the tasks' coefficients: 1 means the inputs act alike on both tasks.",
             )
+        found.update(self.learned)
         return found
 
 
-def _output_names(task: Task) -> list[str]:
+def output_names(task: Task) -> list[str]:
+    """Return one name per output: that of the task, with the class where there are several."""
     if task.n_outputs == 1:
         return [task.name]
     if isinstance(task, Multiclass):

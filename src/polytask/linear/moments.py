@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Block:
     Y: Floats
     outputs: Ints
 
-    @property
+    @cached_property
     def total(self) -> float:
         """Sum of the weights."""
         return float(self.weights.sum())
@@ -74,9 +75,18 @@ def gather(X: Floats, columns: Sequence[Column]) -> list[Block]:
         first = columns[numbers[0]]
         every = len(first.rows) == len(X) and bool((first.rows == np.arange(len(X))).all())
         weights = np.ones(len(first.rows)) if first.weights is None else first.weights
-        Y = np.column_stack([columns[number].values for number in numbers]).astype(np.float64)
-        blocks.append(Block(X if every else X[first.rows], weights, Y, np.array(numbers, dtype=np.int64)))
+        values = [columns[number].values for number in numbers]
+        Y = (values[0][:, None] if len(values) == 1 else np.column_stack(values)).astype(np.float64, copy=False)
+        blocks.append(Block(X if every else _rows(X, first.rows), weights, Y, np.array(numbers, dtype=np.int64)))
     return blocks
+
+
+def _rows(X: Floats, rows: Ints) -> Floats:
+    """Return these rows of ``X``; a view where they follow each other."""
+    start, end = int(rows[0]), int(rows[-1]) + 1
+    if end - start == len(rows) and bool((rows[1:] - rows[:-1] == 1).all()):
+        return X[start:end]
+    return X[rows]
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,8 @@ class Moments:
     def of_blocks(cls, blocks: Sequence[Block], n_tasks: int, n_features: int) -> Moments:
         """Read the statistics of blocks; a task that is in no block has weight 0."""
         found = cls.empty(n_tasks, n_features, n_patterns=len(blocks) + 1)
+        if len(blocks) > 1 and all(block.Y.shape[1] == 1 for block in blocks) and found._read_alone(blocks):
+            return found._compact()
         for number, block in enumerate(blocks, start=1):
             total = block.total
             a = block.weights
@@ -135,12 +147,39 @@ class Moments:
             found.mean_x[number] = mean_x
             # the product of a matrix with its own transpose is symmetric to the last bit
             root = X if plain else X * np.sqrt(a)[:, None]
-            found.gram[number] = root.T @ root
+            np.matmul(root.T, root, out=found.gram[number])
             found.pattern[block.outputs] = number
             found.mean_y[block.outputs] = mean_y
             found.cross[block.outputs] = Y.T @ aX
             found.yy[block.outputs] = a @ np.square(Y)
         return found._compact()
+
+    def _read_alone(self, blocks: Sequence[Block]) -> bool:
+        """Read blocks of one task each and of weights 1, means and sums of all at once; False where weights are not."""
+        if not all((block.weights == 1.0).all() for block in blocks):
+            return False
+        sizes = np.array([len(block.X) for block in blocks])
+        ends = np.cumsum(sizes)
+        starts = ends - sizes
+        outputs = np.concatenate([block.outputs for block in blocks])
+        X, y = np.concatenate([block.X for block in blocks]), np.concatenate([block.Y[:, 0] for block in blocks])
+        mean_x = np.add.reduceat(X, starts, axis=0) / sizes[:, None]
+        mean_y = np.add.reduceat(y, starts) / sizes
+        X -= np.repeat(mean_x, sizes, axis=0)
+        y -= np.repeat(mean_y, sizes)
+        self.weight[1:] = sizes
+        self.mean_x[1:] = mean_x
+        self.pattern[outputs] = np.arange(1, len(blocks) + 1)
+        self.mean_y[outputs] = mean_y
+        self.yy[outputs] = np.add.reduceat(np.square(y), starts)
+        for number, (start, end, output) in enumerate(
+            zip(starts.tolist(), ends.tolist(), outputs.tolist(), strict=True), start=1
+        ):
+            rows = X[start:end]
+            # the product of a matrix with its own transpose is symmetric to the last bit
+            np.matmul(rows.T, rows, out=self.gram[number])
+            np.matmul(y[start:end], rows, out=self.cross[output])
+        return True
 
     @classmethod
     def empty(cls, n_tasks: int, n_features: int, *, n_patterns: int = 1) -> Moments:

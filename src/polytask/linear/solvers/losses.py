@@ -115,16 +115,18 @@ class TaskLosses:
         self.scale = np.asarray(weights, dtype=np.float64) / self.totals
         squared, rest = _by_loss(blocks, self.logistic)
         self.shift = np.zeros((self.n_tasks, n_features))
-        if fit_intercept:
-            for block in [*squared, *rest]:
-                self.shift[block.outputs] = block.weights @ block.X / block.total
         self.rows = [_Rows(block, True) for block in rest]
         if len(squared) * n_features**2 <= _LARGEST_GRAMS:
             raw = Moments.of_blocks(squared, self.n_tasks, n_features)
             self.moments: Moments | None = raw if fit_intercept else raw.uncentred()
+            self.shift[:] = self.moments.mean_x[self.moments.pattern]
         else:
             self.moments = None
             self.rows = [*[_Rows(block, False) for block in squared], *self.rows]
+        if fit_intercept:
+            for rows in self.rows:
+                block = rows.block
+                self.shift[block.outputs] = block.weights @ block.X / block.total
         self.rows = [_Rows(_centred(rows.block) if fit_intercept else rows.block, rows.logistic) for rows in self.rows]
         self.in_moments = ~self.logistic if self.moments is not None else np.zeros(self.n_tasks, dtype=np.bool_)
 
@@ -233,6 +235,8 @@ class TaskLosses:
 
 def _by_loss(blocks: Sequence[Block], logistic: Bools) -> tuple[list[Block], list[Block]]:
     """Return the squared and the logistic columns of the blocks."""
+    if not logistic.any():
+        return list(blocks), []
     squared, rest = [], []
     for block in blocks:
         is_logistic = logistic[block.outputs]
@@ -256,6 +260,8 @@ def _centred(block: Block) -> Block:
 
 def _rows_times(grams: Floats, pattern: Ints, W: Floats) -> Floats:
     """Return G_p(t) w_t for every row of ``W``; a Gram matrix that several tasks share is used once."""
+    if len(grams) == len(W) and (pattern == np.arange(len(W))).all():
+        return np.asarray(np.matmul(W[:, None, :], grams)[:, 0])
     product = np.empty_like(W)
     order = np.argsort(pattern, kind="stable")
     ends = np.cumsum(np.bincount(pattern, minlength=len(grams)))

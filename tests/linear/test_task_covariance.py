@@ -1,0 +1,169 @@
+"""TaskCovariance (MTRL): the exact optimum, what the learned covariance is, limits, no stall."""
+
+from __future__ import annotations
+
+import doctest
+
+import cvxpy as cp
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+import polytask.linear.task_covariance as module
+from polytask.core.errors import InputError
+from polytask.linear import MultiTaskFeatureLearning, TaskCovariance
+from polytask.linear.penalised import root_covariance
+from polytask.linear.penalties.spectral import SquaredTraceNorm
+
+
+def nuclear(W):
+    return np.linalg.svd(W, compute_uv=False).sum()
+
+
+def objective(problems, model, X, y, tasks):
+    W = model.coef_
+    penalty = 0.5 * model.ridge * np.square(W).sum() + 0.5 * model.alpha * nuclear(W) ** 2
+    return problems.loss(model, X, y, tasks) + penalty
+
+
+@pytest.mark.parametrize(("alpha", "ridge"), [(0.05, 0.01), (0.001, 0.1), (0.3, 0.0)])
+def test_optimum_is_that_of_a_general_convex_solver(problems, alpha, ridge):
+    X, y, tasks = problems.stacked()
+    model = TaskCovariance(alpha, ridge, tol=1e-9).fit(X, y, tasks=tasks)
+    best = problems.optimum(
+        X,
+        y,
+        tasks,
+        lambda W: (0.5 * ridge * cp.sum_squares(W[0]) + 0.5 * alpha * cp.square(cp.normNuc(W[0])), []),
+    )
+    assert objective(problems, model, X, y, tasks) == pytest.approx(best, rel=1e-5)
+
+
+def test_logistic_optimum_is_that_of_a_general_convex_solver(problems):
+    X, y, tasks = problems.stacked(1, sizes=(30, 40, 25), d=4, noise=4.0)
+    y = (y > np.array([np.median(y[tasks == t]) for t in range(3)])[tasks]).astype(float)
+    model = TaskCovariance(0.02, 0.01, loss="logistic", tol=1e-8).fit(X, y, tasks=tasks)
+    best = problems.optimum(
+        X,
+        y,
+        tasks,
+        lambda W: (0.005 * cp.sum_squares(W[0]) + 0.01 * cp.square(cp.normNuc(W[0])), []),
+        logistic=True,
+    )
+    assert objective(problems, model, X, y, tasks) == pytest.approx(best, rel=1e-5)
+
+
+def few_rows(seed=0, T=30, d=20, n=12):
+    """The setting in which alternating stalls: 30 tasks in 3 clusters, 12 rows each."""
+    rng = np.random.default_rng(seed)
+    W = rng.normal(size=(3, d))[np.arange(T) % 3] + 0.3 * rng.normal(size=(T, d))
+    X = rng.normal(size=(T, n, d))
+    Y = np.einsum("tnd,td->tn", X, W) + rng.normal(size=(T, n))
+    return X, Y
+
+
+def alternate(X, Y, alpha, rounds):
+    """The paper's alternation with O + 1e-6 I, without intercepts; returns the true objective after every round."""
+    T, n, d = X.shape
+    G = np.einsum("tnd,tne->tde", X, X) / n
+    b = np.einsum("tnd,tn->td", X, Y) / n
+    blocks = np.zeros((T, d, T, d))
+    blocks[np.arange(T), :, np.arange(T), :] = G
+    omega, reached = np.eye(T) / T, []
+    for _ in range(rounds):
+        precision = np.linalg.inv(omega + 1e-6 * np.eye(T))
+        system = blocks + alpha * np.einsum("st,de->sdte", precision, np.eye(d))
+        W = np.linalg.solve(system.reshape(T * d, T * d), b.ravel()).reshape(T, d)
+        omega = root_covariance(W)
+        loss = 0.5 * np.square(Y - np.einsum("tnd,td->tn", X, W)).mean(axis=1).sum()
+        reached.append(loss + 0.5 * alpha * nuclear(W) ** 2)
+    return np.array(reached)
+
+
+def test_it_does_not_stall_where_alternating_between_coefficients_and_covariance_does():
+    X, Y = few_rows()
+    T, n, d = X.shape
+    alpha = 0.003
+    tasks = np.repeat(np.arange(T), n)
+    model = TaskCovariance(alpha, 0.0, fit_intercept=False, tol=1e-6)
+    model.fit(X.reshape(-1, d), Y.ravel(), tasks=tasks)
+    loss = 0.5 * np.square(Y - np.einsum("tnd,td->tn", X, model.coef_)).mean(axis=1).sum()
+    exact = loss + 0.5 * alpha * nuclear(model.coef_) ** 2
+    slow = alternate(X, Y, alpha, 15)
+    assert (np.diff(slow) < 1e-3 * slow[1:]).all()  # goes down, as its papers say
+    assert slow[-1] > 1.05 * exact  # but far above the certified optimum
+    assert model.dual_gap_ <= 1e-4 * exact
+
+
+def test_covariance_is_positive_of_trace_one_and_no_other_costs_less(problems):
+    X, y, tasks = problems.stacked(2, rank=5)
+    model = TaskCovariance(0.01, 0.01, tol=1e-9).fit(X, y, tasks=tasks)
+    W, omega = model.coef_, model.covariance_
+    assert np.linalg.eigvalsh(omega).min() > -1e-12
+    assert np.trace(omega) == pytest.approx(1.0)
+    attained = np.trace(W.T @ np.linalg.pinv(omega, rcond=1e-10) @ W)
+    assert attained == pytest.approx(nuclear(W) ** 2, rel=1e-6)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        A = rng.normal(size=(5, 5)) * 10 ** rng.uniform(-1, 1, size=5)
+        other = A @ A.T / np.square(A).sum()
+        assert np.trace(W.T @ np.linalg.pinv(other) @ W) >= attained * (1 - 1e-9)
+
+
+def test_the_penalty_grows_with_the_square_of_the_coefficients():
+    W = np.random.default_rng(3).normal(size=(4, 6))
+    penalty = SquaredTraceNorm(0.7, 0.2)
+    assert penalty.value(3 * W) == pytest.approx(9 * penalty.value(W))
+
+
+def test_known_covariances():
+    np.testing.assert_allclose(root_covariance(5 * np.eye(3, 7)), np.eye(3) / 3)
+    w = np.array([1.0, 2.0, -1.0])
+    np.testing.assert_allclose(root_covariance(np.tile(w, (4, 1))), np.full((4, 4), 0.25), atol=1e-12)
+    np.testing.assert_allclose(root_covariance(np.stack([w, -w])), [[0.5, -0.5], [-0.5, 0.5]], atol=1e-12)
+
+
+def test_opposed_tasks_are_found_to_be_opposed():
+    rng = np.random.default_rng(4)
+    X = rng.normal(size=(100, 5))
+    w = rng.normal(size=5)
+    Y = np.column_stack([X @ w, -X @ w]) + 0.1 * rng.normal(size=(100, 2))
+    model = TaskCovariance(0.01, 0.0).fit(X, Y)
+    assert model.relations_["task correlation"].values[0, 1] < -0.99
+
+
+@pytest.mark.parametrize("ridge", [0.01, 1.0])
+def test_without_the_relationship_penalty_it_is_ridge(problems, ridge):
+    X, y, tasks = problems.stacked(5)
+    model = TaskCovariance(1e-12, ridge, tol=1e-13).fit(X, y, tasks=tasks)
+    for t in range(5):
+        mine = tasks == t
+        alone = Ridge(alpha=ridge * mine.sum()).fit(X[mine], y[mine])
+        np.testing.assert_allclose(model.coef_[t], alone.coef_, atol=1e-5)
+
+
+def test_without_ridge_it_is_convex_feature_learning(problems):
+    X, y, tasks = problems.stacked(6)
+    covariance = TaskCovariance(0.06, 0.0, tol=1e-12).fit(X, y, tasks=tasks)
+    features = MultiTaskFeatureLearning(0.03, tol=1e-12).fit(X, y, tasks=tasks)
+    np.testing.assert_allclose(covariance.coef_, features.coef_, atol=1e-6)
+
+
+def test_one_task_is_ridge_of_both_strengths(problems):
+    X, y, _ = problems.stacked(7, sizes=(40,))
+    model = TaskCovariance(0.2, 0.3, tol=1e-13).fit(X, y)
+    np.testing.assert_allclose(model.coef_[0], Ridge(alpha=0.5 * 40).fit(X, y).coef_, atol=1e-6)
+    np.testing.assert_allclose(model.covariance_, [[1.0]])
+    assert "task tree" not in model.relations_
+
+
+def test_wrong_settings_are_named(problems):
+    X, y, tasks = problems.stacked(8)
+    with pytest.raises(InputError, match="alpha must be a positive number"):
+        TaskCovariance(0.0).fit(X, y, tasks=tasks)
+    with pytest.raises(InputError, match="ridge must be a number of at least 0"):
+        TaskCovariance(0.1, -1.0).fit(X, y, tasks=tasks)
+
+
+def test_examples_in_the_docstring_hold():
+    assert doctest.testmod(module).failed == 0
