@@ -207,14 +207,15 @@ def compare(
     codes = []
     for question, settings in questions({name: value for name, value in given.items() if value is not None}):
         _say("Demo", question)
-        codes.append(_compare(_settings(config, table, **settings), answer=settings.get("labels")))
+        codes.append(_compare(_settings(config, table, **settings)))
         typer.echo()
     raise typer.Exit(max(codes))
 
 
-def _compare(settings: Settings, *, answer: str | None = None) -> int:
-    """Run one comparison and show it; ``answer`` names the thinned task (``task=n``) it was about."""
+def _compare(settings: Settings) -> int:
+    """Run one comparison and show it; return the exit code."""
     from polytask.jobs import prepare
+    from polytask.jobs.demonstration import answers
 
     comparing = prepare(settings)
     lines = comparing.lines()
@@ -237,11 +238,8 @@ def _compare(settings: Settings, *, answer: str | None = None) -> int:
         _say("Failed", line)
     if len(outcome.failed) > _MOST_LINES:
         _say("Failed", f"{len(outcome.failed)} runs in all; see {outcome.folder / 'report.md'}")
-    if answer is not None and not outcome.stopped:
-        from polytask.jobs.demonstration import answers
-
-        for line in answers(outcome.results, answer):
-            _say("Answer", line)
+    for line in answers(outcome.results, settings.labels):
+        _say("Answer", line)
     _say("Saved", f"{outcome.folder}/  report.html  report.md  results.json  config.yaml  runs.sqlite  events.jsonl")
     return outcome.exit_code
 

@@ -18,7 +18,7 @@ def questions(given: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     if "labels" in given:
         return [("what changes when labels are few?", {**_SMALL, "methods": _METHODS, **given})]
     first = {**_SMALL, "methods": f"{_METHODS},mean-regularised,soft-sharing", "title": "nhanes-demo", **given}
-    few = {**_SMALL, "methods": _METHODS, "title": "nhanes-demo-few-labels", "labels": FEW, **given}
+    few = {**_SMALL, "methods": _METHODS, "title": "nhanes-demo-few-labels", "labels": [FEW], **given}
     if "out" in given:
         few["out"] = f"{given['out']}-few-labels"
     return [
@@ -27,13 +27,11 @@ def questions(given: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def answers(results: Results, labels: str) -> list[str]:
-    """Say for every task in ``labels`` (``"task=n,…"``) whether the other tasks helped it."""
+def answers(results: Results, labels: Mapping[str, int]) -> list[str]:
+    """Say for every task with thinned labels (task → how many) whether the other tasks helped it."""
     found = []
-    for item in labels.split(","):
-        name, count = item.split("=")
-        verdict = next((v for v in results.verdicts if v.task == name.strip()), None)
-        if verdict is None:
+    for verdict in results.verdicts:
+        if verdict.task not in labels:
             continue
         rows = [c for c in results.comparisons if c.task == verdict.task and c.gain is not None]
         said = {
@@ -43,7 +41,7 @@ def answers(results: Results, labels: str) -> list[str]:
             "not measurable": "it could not be measured",
         }[verdict.verdict]
         detail = "; ".join(_line(row) for row in rows)
-        found.append(f"{verdict.task} with {count} labels: {said}. {detail}")
+        found.append(f"{verdict.task} with {labels[verdict.task]} labels: {said}. {detail}")
     return found
 
 
