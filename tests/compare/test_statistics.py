@@ -59,7 +59,7 @@ def parts_of(table, clusters=None):
 def test_without_an_effect_of_models_the_error_is_that_of_a_mean_of_rows():
     values = np.random.default_rng(0).normal(size=(5, 40))
     values -= values.mean(axis=1, keepdims=True)  # no differences between splits
-    error, degrees = standard_error(parts_of(values))
+    error, degrees = standard_error(parts_of(values), 0.25)
     assert error == pytest.approx(np.sqrt(np.square(values).sum() / (200 * 195)), rel=1e-9)
     assert 100 < degrees <= 199
 
@@ -67,8 +67,8 @@ def test_without_an_effect_of_models_the_error_is_that_of_a_mean_of_rows():
 def test_models_that_differ_add_their_variance():
     rng = np.random.default_rng(1)
     values = np.linspace(-3.0, 3.0, 5)[:, None] + 0.01 * rng.normal(size=(5, 40))
-    error, degrees = standard_error(parts_of(values))
-    assert error == pytest.approx(np.linspace(-3, 3, 5).std(ddof=1) / np.sqrt(5), rel=0.01)
+    error, degrees = standard_error(parts_of(values), 0.25)
+    assert error == pytest.approx(corrected_error(np.linspace(-3, 3, 5), 0.25), rel=0.01)
     assert degrees == pytest.approx(4.0, rel=0.01)
 
 
@@ -78,7 +78,7 @@ def test_testing_the_same_rows_again_is_no_new_information():
     twice = Parts(np.tile(once.splits, 2), once.rows * 2)
     rows_only = replace(once, splits=np.zeros(5))
     rows_twice = replace(twice, splits=np.zeros(10))
-    assert standard_error(rows_twice)[0] == pytest.approx(standard_error(rows_only)[0], rel=1e-12)
+    assert standard_error(rows_twice, 0.25)[0] == pytest.approx(standard_error(rows_only, 0.25)[0], rel=1e-12)
 
 
 def test_rows_of_a_group_that_move_together_count_as_one():
@@ -87,16 +87,18 @@ def test_rows_of_a_group_that_move_together_count_as_one():
     spread = np.repeat(groups, 8, axis=1)
     one_each = replace(parts_of(groups), splits=np.zeros(5))
     clustered = replace(parts_of(spread, np.repeat(np.arange(50), 8)), splits=np.zeros(5))
-    assert standard_error(clustered)[0] == pytest.approx(standard_error(one_each)[0], rel=1e-12)
-    assert standard_error(replace(parts_of(spread), splits=np.zeros(5)))[0] < 0.5 * standard_error(one_each)[0]
+    assert standard_error(clustered, 0.25)[0] == pytest.approx(standard_error(one_each, 0.25)[0], rel=1e-12)
+    assert (
+        standard_error(replace(parts_of(spread), splits=np.zeros(5)), 0.25)[0] < 0.5 * standard_error(one_each, 0.25)[0]
+    )
 
 
 def test_mean_of_estimates_keeps_what_their_rows_have_in_common():
     parts = parts_of(np.random.default_rng(4).normal(size=(5, 12)))
     flat = replace(parts, splits=np.zeros(5))
     opposite = Parts(flat.splits, tuple((rows, -values) for rows, values in flat.rows))
-    assert standard_error(Parts.mean([flat, flat]))[0] == pytest.approx(standard_error(flat)[0], rel=0.05)
-    assert standard_error(Parts.mean([flat, opposite]))[0] == pytest.approx(0.0, abs=1e-12)
+    assert standard_error(Parts.mean([flat, flat]), 0.25)[0] == pytest.approx(standard_error(flat, 0.25)[0], rel=0.05)
+    assert standard_error(Parts.mean([flat, opposite]), 0.25)[0] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_the_error_is_right_on_average_where_rows_and_models_are_independent():
@@ -109,7 +111,7 @@ def test_the_error_is_right_on_average_where_rows_and_models_are_independent():
         table = both.reshape(10, 30)
         places = np.split(np.arange(150), 5) * 2
         parts = Parts(table.mean(1), tuple((p, v - v.mean()) for p, v in zip(places, table, strict=True)))
-        found.append(standard_error(parts)[0] ** 2)
+        found.append(standard_error(parts, 0.0)[0] ** 2)
         means.append(table.mean())
     assert np.mean(found) == pytest.approx(np.var(means), rel=0.15)
 
@@ -219,9 +221,9 @@ def test_a_baseline_near_0_is_not_measurable_and_another_metric_is_suggested(tmp
 
 def test_verdict_names_the_largest_sure_gain_and_everything_that_hurts(tmp_path):
     rng = np.random.default_rng(7)
-    X = rng.normal(size=(60, 30))
-    w = rng.normal(size=30)
-    Y = X @ np.tile(w[:, None], 8) + 4.0 * rng.normal(size=(60, 8))
+    X = rng.normal(size=(72, 40))
+    w = rng.normal(size=40)
+    Y = X @ np.tile(w[:, None], 8) + 3.0 * rng.normal(size=(72, 8))
     Y[:, 7] = -Y[:, 7]
     data = TaskData.from_columns([Regression(f"t{k}") for k in range(8)], X, Y)
     results = compare(data, tmp_path, COMMON)

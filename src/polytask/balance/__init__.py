@@ -1,1 +1,35 @@
 """How several losses become one update; torch only, knows no network."""
+
+from polytask.balance.aligned import AlignedMTL as AlignedMTL
+from polytask.balance.base import Balancer as Balancer
+from polytask.balance.base import GradientBalancer as GradientBalancer
+from polytask.balance.base import GramBalancer as GramBalancer
+from polytask.balance.base import LossBalancer as LossBalancer
+from polytask.balance.cagrad import CAGrad as CAGrad
+from polytask.balance.config import ConFIG as ConFIG
+from polytask.balance.dbmtl import DBMTL as DBMTL
+from polytask.balance.dwa import DWA as DWA
+from polytask.balance.equal import Equal as Equal
+from polytask.balance.fairgrad import FairGrad as FairGrad
+from polytask.balance.famo import FAMO as FAMO
+from polytask.balance.features import Copies as Copies
+from polytask.balance.features import LinearHeads as LinearHeads
+from polytask.balance.features import copies as copies
+from polytask.balance.fixed import Fixed as Fixed
+from polytask.balance.gls import GLS as GLS
+from polytask.balance.graddrop import GradDrop as GradDrop
+from polytask.balance.gradnorm import GradNorm as GradNorm
+from polytask.balance.gradvac import GradVac as GradVac
+from polytask.balance.imtlg import IMTLG as IMTLG
+from polytask.balance.imtll import IMTLL as IMTLL
+from polytask.balance.mgda import MGDA as MGDA
+from polytask.balance.nash import NashMTL as NashMTL
+from polytask.balance.pcgrad import PCGrad as PCGrad
+from polytask.balance.rlw import RLW as RLW
+from polytask.balance.scale import ScaleNormalisation as ScaleNormalisation
+from polytask.balance.stch import STCH as STCH
+from polytask.balance.torchjd import TorchJDScalarizer as TorchJDScalarizer
+from polytask.balance.torchjd import TorchJDWeighting as TorchJDWeighting
+from polytask.balance.uncertainty import Uncertainty as Uncertainty
+from polytask.balance.upgrad import UPGrad as UPGrad
+from polytask.balance.uwso import UWSO as UWSO

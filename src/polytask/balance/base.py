@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -26,15 +26,18 @@ from polytask.balance.features import (
     TaskGradients,
     gradients,
     representation,
+    send,
     through_heads,
-    through_trunk,
     total,
 )
-from polytask.balance.gram import parameter_gram, reaches_around
+from polytask.balance.gram import TaskRows, parameter_gram, reaches_around
 from polytask.core.errors import InputError, unknown
 
 Level = Literal["features", "exact", "tasks"]
 LEVELS = ("features", "exact", "tasks")
+
+FEW_TASKS = 4
+"""Up to so many tasks, forming every gradient and adding them up is quicker than another backward pass (measured)."""
 
 
 class Balancer(nn.Module, ABC):
@@ -82,6 +85,8 @@ class Balancer(nn.Module, ABC):
             weight 0 and changes nothing, whatever its entry in ``losses``.
         features
             The last shared representation, for methods that balance gradients.
+
+        Every parameter to be trained belongs to one of the two lists.
         """
 
     def check(self, shared: Sequence[nn.Parameter], *, features: bool = True, network: str = "the network") -> None:
@@ -138,16 +143,24 @@ class LossBalancer(Balancer):
         present: Tensor | None = None,
         features: Features | None = None,  # noqa: ARG002  # and asks nothing of the representation
     ) -> Tensor:
-        if not isinstance(losses, Tensor):
-            losses = torch.stack(list(losses))
+        values = losses.detach() if isinstance(losses, Tensor) else torch.stack([loss.detach() for loss in losses])
         if present is None:
-            present = torch.ones_like(losses, dtype=torch.bool)
-        losses = losses.masked_fill(~present, 0.0)
-        weights = self.weights(losses.detach(), present).masked_fill(~present, 0.0)
-        objective = (weights * losses).sum()
+            present = torch.ones_like(values, dtype=torch.bool)
+            weights = self.weights(values, present)
+        else:
+            values = values.masked_fill(~present, 0.0)
+            weights = self.weights(values, present).masked_fill(~present, 0.0)
+        used = weights.detach().to(values)
+        pairs = [(losses, used)] if isinstance(losses, Tensor) else list(zip(losses, used, strict=True))
+        roots = [root for root, _ in pairs if root.requires_grad]
+        starts: list[Tensor | None] = [start for root, start in pairs if root.requires_grad]
         own = self.regulariser(present)
-        (objective if own is None else objective + own).backward()  # type: ignore[no-untyped-call]  # torch's is
-        return weights.detach()
+        if weights.requires_grad or own is not None:
+            learned = weights.to(values) @ values
+            roots.append(learned if own is None else learned + own)
+            starts.append(None)
+        torch.autograd.backward(roots, starts)
+        return used
 
 
 class GradientBalancer(Balancer):
@@ -204,9 +217,11 @@ class GramBalancer(GradientBalancer):
         Number of tasks, T.
     level
         Where gradients are compared. ``"exact"``: with respect to all shared parameters, one backward
-        pass per task, without storing the gradients of linear layers (:mod:`polytask.balance.gram`).
-        ``"features"``: with respect to the last shared representation, all tasks in one pass: a bound of
-        the exact answer that costs little more than plain training (Sener and Koltun, NeurIPS 2018).
+        pass per task, from five tasks on without storing the gradients of linear layers and convolutions
+        (:mod:`polytask.balance.gram`).
+        ``"features"``: with respect to the last shared representation, all tasks in one pass: another
+        matrix that costs little more than plain training (Sener and Koltun, NeurIPS 2018). Every task must
+        read the representation of the same rows.
         ``"tasks"``: as ``"exact"``, every gradient formed.
     every
         Refresh the weights every so many steps, and train with the last ones between.
@@ -257,79 +272,73 @@ class GramBalancer(GradientBalancer):
         if not tasks:
             return torch.zeros_like(values)
         everyone = len(tasks) == self.n_tasks
-        index = torch.as_tensor(tasks, device=values.device)
+        index = slice(None) if everyone else torch.as_tensor(tasks, device=values.device)
         mask = torch.ones_like(values, dtype=torch.bool) if present is None else present
         factors = self.head_weights(values, mask)
-        if factors is not None and not everyone:
-            factors = factors[index]
+        factors = None if factors is None else factors[index]
         private = [parameter for parameter in private if parameter.requires_grad]
+        found: TaskGradients | None = None
         if features is None:
-            roots = [losses] * len(tasks) if isinstance(losses, Tensor) else [losses[task] for task in tasks]
+            own = gradients(total(losses, tasks, factors), private, retain_graph=True) if private else []
             one_hot = torch.eye(self.n_tasks, dtype=values.dtype, device=values.device)
+            roots = [losses] * len(tasks) if isinstance(losses, Tensor) else [losses[task] for task in tasks]
 
             def start(place: int) -> Tensor | None:
                 return one_hot[tasks[place]] if isinstance(losses, Tensor) else None
 
-            weights = self._weights(lambda: self._parameter_gram(roots, start, shared), values, tasks)
-            self._weighted(losses, tasks, weights, factors, private)
         else:
             found, own = through_heads(losses, tasks, features, private, factors)
-            weights = self._weights(lambda: self._gram(found, features, tasks, shared), values, tasks)
-            through_trunk(features, found.combined(weights), private, own)
+            roots, start = [representation(features)] * len(tasks), found.row
+        rows: TaskRows | None = None
+        if self._due(tasks):
+            if self.level == "features" and found is not None:
+                gram = found.gram()
+            elif self.level == "tasks" or len(tasks) <= FEW_TASKS:
+                rows = TaskRows(roots, start, shared)
+                gram = rows.gram()
+            else:
+                gram = parameter_gram(roots, start, shared)
+            self._refresh(gram, values, tasks)
+        weights = self.kept[index].clone()
+        if rows is not None:
+            send([*rows.parameters, *private], [*rows.combined(weights), *own])
+        elif features is not None and found is not None:
+            send([representation(features), *private], [found.combined(weights), *own])
+        else:
+            self._weighted(total(losses, tasks, weights), private, own)
         if everyone:
             return weights.to(values)
         result = torch.zeros_like(values)
         result[index] = weights.to(values)
         return result
 
-    def _gram(
-        self, found: TaskGradients, features: Features, tasks: Sequence[int], shared: Sequence[nn.Parameter]
-    ) -> Tensor:
-        if self.level == "features":
-            return found.gram()
-        return self._parameter_gram([representation(features)] * len(tasks), found.row, shared)
-
-    def _parameter_gram(
-        self, roots: Sequence[Tensor], start: Callable[[int], Tensor | None], shared: Sequence[nn.Parameter]
-    ) -> Tensor:
-        return parameter_gram(roots, start, shared, ghost=self.level == "exact")
+    def _due(self, tasks: Sequence[int]) -> bool:
+        """Say whether the weights are to be refreshed in this step."""
+        due = self.every == 1 or int(self.age) % self.every == 0 or not bool(self.known[list(tasks)].all())
+        self.age += 1
+        return due
 
     @torch.no_grad()
-    def _weights(self, gram: Callable[[], Tensor], values: Tensor, tasks: Sequence[int]) -> Tensor:
-        """Return the weights of the tasks present, refreshed when it is time."""
-        everyone = len(tasks) == self.n_tasks
-        index = slice(None) if everyone else torch.as_tensor(tasks, device=self.kept.device)
-        due = self.every == 1 or int(self.age) % self.every == 0 or not bool(self.known[index].all())
-        self.age += 1
-        if due:
-            with torch.enable_grad():
-                inner = gram()
-            inner = inner.detach().to("cpu", torch.float64)
-            inner = (inner + inner.T).mul_(0.5)
-            if math.isfinite(inner.sum()):
-                losses = values.to("cpu", torch.float64)
-                losses = losses if everyone else losses[torch.as_tensor(tasks)]
-                self.kept[index] = self.task_weights(inner, losses, tasks).to(self.kept)
-                self.known[index] = True
-        return self.kept[index].clone()
+    def _refresh(self, gram: Tensor, values: Tensor, tasks: Sequence[int]) -> None:
+        """Solve for the weights of the tasks present, unless some gradient is not finite."""
+        inner = gram.detach().to("cpu", torch.float64)
+        inner = (inner + inner.T).mul_(0.5)
+        if math.isfinite(inner.sum()):
+            index = slice(None) if len(tasks) == self.n_tasks else list(tasks)
+            losses = values.to("cpu", torch.float64)[index]
+            self.kept[index] = self.task_weights(inner, losses, tasks).to(self.kept)
+            self.known[index] = True
 
-    def _weighted(
-        self,
-        losses: Losses,
-        tasks: Sequence[int],
-        weights: Tensor,
-        factors: Tensor | None,
-        private: Sequence[nn.Parameter],
-    ) -> None:
+    @staticmethod
+    def _weighted(objective: Tensor, private: Sequence[nn.Parameter], own: Sequence[Tensor | None]) -> None:
         """One backward pass of the weighted sum, in which private parameters take their own gradient instead."""
-        own = gradients(total(losses, tasks, factors), private, retain_graph=True) if private else []
         hooks = [
             parameter.register_hook(_Instead(gradient))  # type: ignore[no-untyped-call]  # torch's is
             for parameter, gradient in zip(private, own, strict=True)
             if gradient is not None
         ]
         try:
-            total(losses, tasks, weights).backward()  # type: ignore[no-untyped-call]  # torch's is
+            objective.backward()  # type: ignore[no-untyped-call]  # torch's is
         finally:
             for hook in hooks:
                 hook.remove()

@@ -90,10 +90,12 @@ class Uncertainty(LossBalancer):
 
     def weights(self, losses: Tensor, present: Tensor) -> Tensor:
         with torch.no_grad():
-            new = present & ~self.started
-            optimum = self._optimum(losses).log().to(self.log_variances)
-            self.log_variances.copy_(torch.where(new, optimum, self.log_variances).clamp(-_LIMIT, _LIMIT))
-            self.started |= new
+            if not bool(self.started.all()):
+                new = present & ~self.started
+                optimum = self._optimum(losses).log().to(self.log_variances)
+                self.log_variances.copy_(torch.where(new, optimum, self.log_variances))
+                self.started |= new
+            self.log_variances.clamp_(-_LIMIT, _LIMIT)
         return self.factors * torch.exp(-self.log_variances)
 
     def _optimum(self, losses: Tensor) -> Tensor:

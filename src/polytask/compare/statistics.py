@@ -17,18 +17,19 @@ rows again. Their variance is therefore taken apart, rows by models, as in a two
 effects. Test row i of split j has the influence u_ij on the gain (from the metrics' influences), so
 
     V_rows   = sum_i (sum_j u_ij / (J n_j))²                a row that is tested twice counts once
-    V_models = max(0, s² - mean_j sum_i u_ij² / (n_j (n_j - 1))) / J
+    V_models = (1/J + n_test/n_train) max(0, s² - mean_j sum_i u_ij² / (n_j (n_j - 1)))
     se²      = V_rows + V_models
 
 with s² the variance of the d_j: what the splits differ by beyond the sampling of their test rows comes
-from their models (training rows, tuning, seeds). Degrees of freedom are Satterthwaite's. Where rows come
-in groups, u is summed over the rows of a group first. ``benchmarks/verdict_simulation.py`` measures the
-coverage of this interval next to that of s²/J and of the corrected resampled t-test,
-se² = (1/J + n_test/n_train) s², which on these splits is far too wide.
+from their models (training rows, tuning, seeds), and only for that part do overlapping training sets
+matter, so only it gets the correction of the corrected resampled t-test, which applies it to all of s².
+Degrees of freedom are Satterthwaite's. Where rows come in groups, u is summed over the rows of a group
+first. ``benchmarks/verdict_simulation.py`` measures the coverage of this interval next to that of s²/J
+(too narrow) and of the corrected resampled t-test (nearly always far too wide on repeated folds).
 
-What no split of one table can show is how all models would move together with another table. V_rows makes
-up for it only on average: the interval is somewhat short for very small tables on which methods differ
-much, and too wide for methods that hardly differ.
+No split of one table can show how all models would move together with another table, so no interval from
+cross-validation is exact: this one holds the truth somewhat less than 95 % of the time where methods differ
+much on few labels, and up to 99 % of the time where they hardly differ.
 
 Every (sharing method, task) pair gives one two-sided test; Holm's adjustment over all pairs bounds the
 chance of any false "gains" or "hurt" by 5 %. Intervals are 95 % each, not adjusted.
@@ -45,7 +46,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polytask.compare.plan import Plan
 from polytask.compare.store import Stored
@@ -117,8 +117,16 @@ class Parts:
         return cls(splits, tuple(joined))
 
 
-def standard_error(parts: Parts) -> tuple[float, float]:
-    """Return (standard error, degrees of freedom) of the mean over splits; see the module's formulas."""
+def standard_error(parts: Parts, test_to_train: float) -> tuple[float, float]:
+    """Return (standard error, degrees of freedom) of the mean over splits; see the module's formulas.
+
+    Parameters
+    ----------
+    parts
+        What splits and rows add to the estimate.
+    test_to_train
+        Test rows per training row, n_test/n_train.
+    """
     n_splits = len(parts.splits)
     clusters = np.concatenate([clusters for clusters, _ in parts.rows])
     shares = np.concatenate([values / (n_splits * len(values)) for _, values in parts.rows])
@@ -129,13 +137,11 @@ def standard_error(parts: Parts) -> tuple[float, float]:
     squares = np.square(sums)
     rows = float(squares.sum()) * float(sizes.sum()) / max(1.0, float((sizes - 1).sum()))
     spread = float(parts.splits.var(ddof=1))
-    models = max(0.0, spread - float(within.mean())) / n_splits
+    models = (1.0 / n_splits + test_to_train) * max(0.0, spread - float(within.mean()))
     excess = float(np.square(squares).sum()) - float(squares.sum()) ** 2 / len(sums)
     most = max(1.0, len(sums) - 1.0)
     degrees_rows = min(most, 2.0 * float(squares.sum()) ** 2 / excess) if excess > 0.0 else most
-    noise = rows**2 / degrees_rows
-    if models > 0.0:
-        noise += (spread / n_splits) ** 2 / (n_splits - 1)
+    noise = rows**2 / degrees_rows + models**2 / (n_splits - 1)
     variance = rows + models
     degrees = variance**2 / noise if noise > 0.0 else most
     return float(np.sqrt(variance)), max(1.0, degrees)
@@ -187,10 +193,11 @@ class _Table:
     """Test scores and row influences by method, task and split, averaged over seeds."""
 
     def __init__(
-        self, plan: Plan, tasks: Sequence[Task], stored: Sequence[Stored], clusters: NDArray[np.int64] | None
+        self, plan: Plan, tasks: Sequence[Task], stored: Sequence[Stored], clusters: Ints | None, ratio: float
     ) -> None:
         self.n_splits = plan.splits.n_splits
         self.clusters = clusters
+        self.ratio = ratio
         self.done = [found for found in stored if found.run.status == "done"]
         self.failures = {found.run.method: found.run.error for found in stored if found.run.status != "done"}
         self.tasks = {task.name: task for task in tasks}
@@ -238,7 +245,8 @@ def judge(
     clusters
         Row → number of its group, where the rows of a group are not independent.
     """
-    table = _Table(plan, tasks, stored, clusters)
+    ratio = float(np.mean([len(test) / len(train) for train, test in pairs]))
+    table = _Table(plan, tasks, stored, clusters, ratio)
     measured_tasks = [task for task in tasks if task.name not in excluded]
     baselines = {task.name: _baselines(table, methods, task) for task in measured_tasks}
     sharing = [method for method in methods if method.sharing != "single"]
@@ -250,11 +258,10 @@ def judge(
             found, gain = _compare(table, method, task, baselines.get(task.name, ()), excluded.get(task.name))
             comparisons.append(found)
             gains += [gain] if gain is not None else []
-        means.append(_mean_gain(method, gains))
-    ratio = float(np.mean([len(test) / len(train) for train, test in pairs]))
+        means.append(_mean_gain(table, method, gains))
     comparisons = _adjust(comparisons)
     verdicts = tuple(_verdict(task, [item for item in comparisons if item.task == task.name]) for task in tasks)
-    return Judgement((*comparisons, *means), verdicts, _overall(table, methods, ratio))
+    return Judgement((*comparisons, *means), verdicts, _overall(table, methods))
 
 
 def _baselines(table: _Table, methods: Sequence[MethodInfo], task: Task) -> tuple[str, ...]:
@@ -323,7 +330,7 @@ def _against(table: _Table, method: MethodInfo, task: Task, baseline: str) -> tu
     if n_splits < 2:
         only = replace(empty, gain=gain, verdict="cannot tell", reason="one split only, so no interval")
         return only, _Gain(gain, splits, parts)
-    found = interval(gain, *standard_error(parts))
+    found = interval(gain, *standard_error(parts, table.ratio))
     done = replace(empty, gain=gain, low=found.low, high=found.high, p=found.p, verdict="cannot tell")
     return done, _Gain(gain, splits, parts)
 
@@ -332,7 +339,7 @@ def _near_zero(task: Task, base: float) -> bool:
     return base < (0.01 if task.metric in _CROSSING_ZERO else 1e-9)
 
 
-def _mean_gain(method: MethodInfo, gains: Sequence[_Gain]) -> Comparison:
+def _mean_gain(table: _Table, method: MethodInfo, gains: Sequence[_Gain]) -> Comparison:
     """Return the mean relative gain over tasks, over the splits on which every task is measured."""
     empty = Comparison(None, method.name, "best single", "mean relative gain", verdict="not measurable")
     if not gains:
@@ -342,7 +349,8 @@ def _mean_gain(method: MethodInfo, gains: Sequence[_Gain]) -> Comparison:
     if len(common) < 2:
         reason = "fewer than two splits have all tasks measured, so no interval"
         return replace(empty, gain=value, n_splits=len(common), verdict="cannot tell", reason=reason)
-    found = interval(value, *standard_error(Parts.mean([_only(gain, common) for gain in gains])))
+    parts = Parts.mean([_only(gain, common) for gain in gains])
+    found = interval(value, *standard_error(parts, table.ratio))
     verdict = "cannot tell" if found.p >= LEVEL else "gains" if value > 0 else "hurt"
     return replace(
         empty,
@@ -423,7 +431,7 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _overall(table: _Table, methods: Sequence[MethodInfo], ratio: float) -> dict[str, dict[str, dict[str, float]]]:
+def _overall(table: _Table, methods: Sequence[MethodInfo]) -> dict[str, dict[str, dict[str, float]]]:
     """Return method → score over all tasks → mean and interval over splits."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for method in methods:
@@ -439,6 +447,6 @@ def _overall(table: _Table, methods: Sequence[MethodInfo], ratio: float) -> dict
             if len(values) < 2:
                 found[method.name][metric] = {"mean": mean}
                 continue
-            bounds = interval(mean, corrected_error(values, ratio), len(values) - 1)
+            bounds = interval(mean, corrected_error(values, table.ratio), len(values) - 1)
             found[method.name][metric] = {"mean": mean, "low": bounds.low, "high": bounds.high}
     return found
