@@ -37,7 +37,6 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 
 import polytask.balance as room
 from polytask.balance import Balancer, LinearHeads
-from polytask.balance.pcgrad import random_orders, surgery
 from polytask.balance.solvers import minimum_norm
 
 Step = Callable[[], object]
@@ -241,13 +240,11 @@ def solvers(table: Table, rounds: int) -> None:
     ]
     grams32 = [J @ J.T for J in jacobians]
     grams = [gram.double() for gram in grams32]
-    losses, orders = torch.ones(n_tasks, dtype=torch.float64), random_orders(n_tasks, draws)
-    names = ("MGDA", "UPGrad", "CAGrad", "IMTLG", "AlignedMTL", "FairGrad", "NashMTL")
-    balancers = {name: made(name, n_tasks, "exact") for name in names}
+    losses = torch.ones(n_tasks, dtype=torch.float64)
+    balancers = {name: made(name, n_tasks, "exact") for name in GRADIENT}
     ours: dict[str, Step] = {
         name: over(grams, lambda gram, b=b: b.gram_weights(gram, losses)) for name, b in balancers.items()
     }
-    ours["PCGrad"] = over(grams, lambda gram: surgery(gram, orders))
     peers = {
         "MGDA": jd.MGDAWeighting(), "UPGrad": jd.UPGradWeighting(), "CAGrad": jd.CAGradWeighting(c=0.5),
         "IMTLG": jd.IMTLGWeighting(), "AlignedMTL": jd.AlignedMTLWeighting(),

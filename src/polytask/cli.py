@@ -209,6 +209,8 @@ def compare(
         _say("Demo", question)
         codes.append(_compare(_settings(config, table, **settings)))
         typer.echo()
+        if codes[-1] == 130:  # by Ctrl-C
+            break
     raise typer.Exit(max(codes))
 
 

@@ -221,9 +221,9 @@ def test_a_baseline_near_0_is_not_measurable_and_another_metric_is_suggested(tmp
 
 def test_verdict_names_the_largest_sure_gain_and_everything_that_hurts(tmp_path):
     rng = np.random.default_rng(7)
-    X = rng.normal(size=(72, 40))
-    w = rng.normal(size=40)
-    Y = X @ np.tile(w[:, None], 8) + 3.0 * rng.normal(size=(72, 8))
+    X = rng.normal(size=(160, 80))
+    w = rng.normal(size=80)
+    Y = X @ np.tile(w[:, None], 8) + 5.0 * rng.normal(size=(160, 8))
     Y[:, 7] = -Y[:, 7]
     data = TaskData.from_columns([Regression(f"t{k}") for k in range(8)], X, Y)
     results = compare(data, tmp_path, COMMON)
