@@ -10,9 +10,9 @@ JOBS ?= 2
 export POLYTASK_DATA ?= $(wildcard $(abspath ../shared/data))
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: demo test check format bench bench-deep bench-verdict clean
+.PHONY: demo test check format bench bench-deep bench-balance bench-verdict clean
 
-.venv/.python: 
+.venv/.python:
 	@echo "Setting up .venv (once; about two minutes and 1.4 GB)"
 	$(PYTHON) -m venv .venv
 	$(PIP) -U pip
@@ -47,10 +47,13 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-deep bench-verdict
+bench: bench-deep bench-balance bench-verdict
 
 bench-deep: .venv/.dev
 	$(ONE_THREAD) $(BIN)/python benchmarks/bench_deep.py
+
+bench-balance: .venv/.dev
+	$(ONE_THREAD) $(BIN)/python benchmarks/bench_balance.py
 
 bench-verdict: .venv/.dev
 	$(ONE_THREAD) $(BIN)/python benchmarks/verdict_simulation.py
