@@ -235,7 +235,7 @@ def _compare(settings: Settings) -> int:
         _say("Stopped", f"after {outcome.n_done} of {outcome.planned} runs. Finished runs are kept: go on with:")
         typer.echo(f"  {comparing.command()}")
     elif before:
-        _say("Done", f"{before} of {outcome.planned} runs were finished before; {outcome.planned - before} are new")
+        _say("Done", f"{before} of {outcome.planned} runs were finished before; {outcome.planned - before} new")
     for line in outcome.failed[:_MOST_LINES]:
         _say("Failed", line)
     if len(outcome.failed) > _MOST_LINES:

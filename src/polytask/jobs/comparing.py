@@ -276,7 +276,7 @@ def spelled_out(settings: Settings, *, long_form: bool) -> tuple[Settings, tuple
     if settings.methods != AUTO:
         return settings, ()
     modules = {name: learner_names()[name][0] for name in AUTO_METHODS if long_form or name != "pooled"}
-    left = [name for name, module in modules.items() if module.startswith(NEEDS_TORCH) and not has_torch()]
+    left = sorted(name for name, module in modules.items() if module.startswith(NEEDS_TORCH) and not has_torch())
     usable = [name for name in modules if name not in left]
     notes = (
         (f'left out because torch is not installed: {", ".join(left)} (pip install "polytask[torch]")',) if left else ()
