@@ -13,7 +13,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_N
 .PHONY: demo test check format bench bench-deep bench-balance bench-verdict clean
 
 .venv/.python:
-	@echo "Setting up .venv (once; about two minutes and 1.4 GB)"
+	@echo "Setting up .venv (once; a few minutes and 1.4 GB)"
 	$(PYTHON) -m venv .venv
 	$(PIP) -U pip
 	@$(PIP) "torch==2.13.0+cpu" $(TORCH_INDEX) 2>/dev/null || { \
