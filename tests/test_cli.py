@@ -481,3 +481,19 @@ assert run(["check", "houses.csv", "--targets", "price,rent", "--methods", "ridg
     )
     assert done.stderr.count("\n") == 1
     assert 'pip install "polytask[torch]"' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("methods", "warned"),
+    [
+        ("ridge,hard-sharing,block-sparse", True),
+        ("ridge,hard-sharing,single-task-network", False),
+        ("ridge,block-sparse", False),
+    ],
+)
+def test_a_sharing_network_without_a_network_for_each_task_is_warned_about(polytask, table, methods, warned):
+    code, said, _ = polytask("check", table, "--targets", "price,rent", "--methods", methods)
+    assert code == 0
+    assert (
+        "hard-sharing shares and is a network, but every single-task method is linear" in " ".join(said.split())
+    ) is (warned)

@@ -279,3 +279,45 @@ def test_a_run_that_fails_gives_exit_1_and_the_others_are_judged(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert cli.run(["compare", "--resume", str(RUN), "--jobs", "0"]) == 0
     assert "3 of 6 runs were finished before; 3 new" in capsys.readouterr().out
+
+
+def test_a_hundred_thousand_categories_need_less_than_two_gigabytes(tmp_path):
+    rng = np.random.default_rng(0)
+    city = np.concatenate([np.arange(100_000), rng.integers(0, 100_000, 50_000)])
+    x, noise = rng.normal(size=150_000), rng.normal(size=150_000)
+    lines = [f"city {c},{a:.3f},{a + b:.3f}" for c, a, b in zip(city, x, noise, strict=True)]
+    (tmp_path / "many.csv").write_text("\n".join(["city,x,y", *lines]) + "\n")
+    code = """
+import resource, sys
+from polytask.cli import run
+arguments = "compare many.csv --targets y --methods ridge,block-sparse --splits 2 --trials 1 --jobs 1".split()
+assert run(arguments) == 0
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+assert peak < 2 * 2**30, peak
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_number_of_threads_of_the_linear_algebra_changes_nothing(tmp_path):
+    found = []
+    for threads in ("1", "2"):
+        folder = tmp_path / threads
+        folder.mkdir()
+        write_table(folder, n=600)
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+        methods = "ridge,lasso,block-sparse,mean-regularised,single-task-network,hard-sharing"
+        arguments = (*TARGETS, "--methods", methods, "--splits", "2", "--trials", "1", "--jobs", "1")
+        subprocess.run(
+            [sys.executable, "-m", "polytask", "compare", "houses.csv", *arguments],
+            cwd=folder,
+            env={**os.environ, **dict.fromkeys(names, threads)},
+            capture_output=True,
+            check=True,
+        )
+        runs = Results.from_json((folder / RUN / "results.json").read_text()).runs
+        scores = [run.scores[task][metric] for run in runs for task in run.scores for metric in run.scores[task]]
+        found.append(np.array(scores))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -211,6 +211,7 @@ def prepare(settings: Settings) -> Comparing:
     settings, notes = spelled_out(settings, long_form=table.form == "long")
     published(settings)  # an unknown name is answered now
     plan = plan_of(settings)
+    notes += without_fair_baseline(tuple(settings.methods))
     with advice_in_flags():
         from polytask.compare.plan import validate
         from polytask.sources import TableEncoder
@@ -245,7 +246,7 @@ def plan_of(settings: Settings) -> Plan:
 
     assert settings.methods != AUTO
     return Plan(
-        methods=tuple(MethodSpec(name, fixed_parameters(settings, name)) for name in settings.methods),
+        methods=tuple(MethodSpec(name, fixed_parameters(settings, name), label=name) for name in settings.methods),
         splits=SplitPlan.parse(settings.splits, group=settings.group, time=settings.time),
         seeds=(settings.seed,),
         trials=settings.trials,
@@ -282,6 +283,22 @@ def spelled_out(settings: Settings, *, long_form: bool) -> tuple[Settings, tuple
         (f'left out because torch is not installed: {", ".join(left)} (pip install "polytask[torch]")',) if left else ()
     )
     return settings.changed(methods={name: {} for name in usable}), notes
+
+
+def without_fair_baseline(methods: Sequence[str]) -> tuple[str, ...]:
+    """Return a note where networks share but no network learns each task alone.
+
+    Against linear baselines only, a gain may come from bending and not from sharing.
+    """
+    networks = [name for name in methods if learner_names()[name][0].startswith(NEEDS_TORCH)]
+    sharing = [name for name in networks if learner_class(name).sharing != "single"]
+    if not sharing or len(sharing) < len(networks):
+        return ()
+    share = "shares and is a network" if len(sharing) == 1 else "share and are networks"
+    return (
+        f"{', '.join(sharing)} {share}, but every single-task method is linear: a gain may come from the network "
+        "and not from sharing; add single-task-network to the methods to tell",
+    )
 
 
 def fixed_parameters(settings: Settings, method: str) -> dict[str, Any]:

@@ -9,9 +9,16 @@ from polytask.core.results import Comparison, Results
 
 FEW = "body_fat_pct=40"
 _SMALL = {"dataset": "nhanes", "splits": "5x1", "trials": 3}
-_BUDGET = "a small budget: 3 trials and 5 splits, where 10 and 10 are the default"
-_METHODS = "ridge,lasso,single-task-network,block-sparse,mean-regularised,hard-sharing"
-_QUICK = "ridge,lasso,single-task-network,block-sparse,hard-sharing"  # no network shares without its twin alone
+_BUDGET = "a small budget: 3 trials and 5 splits, where 10 and 10 are the default, and networks that stop early"
+_NETWORK = {"batch_size": 256, "patience": 10}
+_FEW_METHODS: dict[str, dict[str, Any]] = {
+    "ridge": {},
+    "lasso": {},
+    "single-task-network": _NETWORK,  # no network shares without its twin alone
+    "block-sparse": {},
+    "hard-sharing": _NETWORK,
+}
+_METHODS = {**_FEW_METHODS, "mean-regularised": {}}
 
 
 def questions(given: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -19,7 +26,7 @@ def questions(given: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     if "labels" in given:
         return [("what changes when labels are few?", {**_SMALL, "methods": _METHODS, **given})]
     first = {**_SMALL, "methods": _METHODS, "title": "nhanes-demo", **given}
-    few = {**_SMALL, "methods": _QUICK, "title": "nhanes-demo-few-labels", "labels": [FEW], **given}
+    few = {**_SMALL, "methods": _FEW_METHODS, "title": "nhanes-demo-few-labels", "labels": [FEW], **given}
     if "out" in given:
         few["out"] = f"{given['out']}-few-labels"
     return [
