@@ -10,7 +10,7 @@ JOBS ?= 2
 export POLYTASK_DATA ?= $(wildcard $(abspath ../shared/data))
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: demo test check format bench bench-deep bench-balance bench-verdict clean
+.PHONY: demo test check format bench bench-linear bench-deep bench-balance bench-verdict reproduce-linear clean
 
 .venv/.python:
 	@echo "Setting up .venv (once; a few minutes and 1.4 GB)"
@@ -32,6 +32,11 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_N
 	$(PIP) $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[torch,parquet,dev]"
 	@touch $@
 
+# and the peers that benchmarks compare with
+.venv/.bench: .venv/.dev
+	$(PIP) $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[torch,parquet,dev,bench]"
+	@touch $@
+
 demo: .venv/.run
 	$(BIN)/polytask compare --demo --jobs $(JOBS)
 
@@ -47,7 +52,11 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-deep bench-balance bench-verdict
+bench: bench-linear bench-deep bench-balance bench-verdict
+
+bench-linear: .venv/.bench
+	@status=0; for part in bench_linear bench_linear_tasks; do \
+	  $(ONE_THREAD) $(BIN)/python benchmarks/$$part.py || status=1; done; exit $$status
 
 bench-deep: .venv/.dev
 	$(ONE_THREAD) $(BIN)/python benchmarks/bench_deep.py
@@ -57,6 +66,11 @@ bench-balance: .venv/.dev
 
 bench-verdict: .venv/.dev
 	$(ONE_THREAD) $(BIN)/python benchmarks/verdict_simulation.py
+
+# the published tables of linear multi-task learning; goes on where it was stopped
+reproduce-linear: .venv/.dev
+	$(ONE_THREAD) $(BIN)/python benchmarks/reproduce_linear.py --jobs $(JOBS)
+	$(ONE_THREAD) $(BIN)/python benchmarks/reproduce_linear.py --report docs/linear.md
 
 clean:
 	rm -rf .venv build dist runs .mypy_cache .ruff_cache .pytest_cache

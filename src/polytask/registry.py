@@ -62,8 +62,9 @@ def model_class(name: str) -> type[Model]:
     for room in ROOMS:
         module = exports(room).get(name)
         if module is not None and name.endswith("Model"):
-            model: type[Model] = _load(module, name)
-            return model
+            found = _load(module, name)
+            if isinstance(found, type) and issubclass(found, Model):  # not an estimator such as DirtyModel
+                return found
     raise ModelRefusedError(f'the model folder names the model class "{name}", which this version does not have')
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from polytask.core.errors import InputError
-from polytask.linear.moments import Moments
+from polytask.linear.moments import Moments, Stack, grouped
 
 FIELDS = ("n", "mean_y", "cross", "yy")
 
@@ -96,3 +97,47 @@ def test_taking_away_more_rows_than_there_are_is_refused() -> None:
         Moments.of(X, Y) + Moments.of(X[:, :2], Y)
     with pytest.raises(InputError, match="shape"):
         Moments.of(X, Y[:-1])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.uint64, np.float64, bool, "U5"])
+def test_task_labels_of_any_type_are_grouped_in_order(dtype) -> None:
+    rng = np.random.default_rng(9)
+    numbers = (
+        rng.integers(-128, 128, size=400) if dtype in (np.int8, np.int64, np.float64) else rng.integers(200, size=400)
+    )
+    labels = numbers.astype(dtype)
+    names, order, bounds = grouped(labels)
+    np.testing.assert_array_equal(names, np.unique(labels))
+    assert order is not None
+    for name, start, end in zip(names, bounds[:-1], bounds[1:], strict=True):
+        np.testing.assert_array_equal(order[start:end], np.flatnonzero(labels == name))
+    again, unmoved, _ = grouped(np.sort(labels))
+    np.testing.assert_array_equal(again, names)
+    assert unmoved is None
+
+
+def test_far_labels_are_grouped_in_order() -> None:
+    labels = np.array([2**62, -(2**62), 0, 2**62])
+    names, order, _ = grouped(labels)
+    np.testing.assert_array_equal(names, np.unique(labels))
+    assert order is not None
+    assert order.tolist() == [1, 2, 0, 3]
+
+
+def test_blocks_of_single_tasks_and_a_stack_give_the_same_moments() -> None:
+    rng = np.random.default_rng(10)
+    X, y, tasks = rng.normal(size=(50, 4)) + 3.0, rng.normal(size=50), rng.integers(5, size=50)
+    for weights in (None, rng.uniform(0.5, 2.0, size=50)):
+        _, stack = Stack.of(X, y, tasks, weights)
+        assert_same(Moments.of_blocks(stack, 5, 4), Moments.of_blocks(list(stack), 5, 4))
+        sparse = Stack(csr_array(stack.X), stack.y, stack.bounds, stack.weights)
+        assert_same(Moments.of_blocks(sparse, 5, 4), Moments.of_blocks(stack, 5, 4))
+    assert_same(
+        Moments.stacked(X, y, tasks), Moments.of(X, np.where(tasks[:, None] == np.arange(5), y[:, None], np.nan))
+    )
+
+
+def test_a_constant_column_of_ones_is_added_to_the_moments_exactly() -> None:
+    X, Y = table(11)
+    found = Moments.of(X, Y).with_constant()
+    assert_same(found, Moments.of(np.column_stack([X, np.ones(len(X))]), Y).uncentred())

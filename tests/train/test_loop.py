@@ -257,7 +257,7 @@ def test_clipping_bounds_the_gradient_of_each_separate_task():
     class Lopsided(Balancer):
         needs_shared = False
 
-        def backward(self, losses, shared, private, *, present=None):
+        def backward(self, losses, shared, private, *, present=None, features=None):
             (losses * torch.tensor([1e6, 1.0])).sum().backward()
             return losses.detach()
 
@@ -310,7 +310,7 @@ def test_impossible_pairs_are_refused_before_the_first_step():
     class Conflicts(Equal):
         needs_shared = True
 
-    with pytest.raises(InputError, match="SingleTask has none"):
+    with pytest.raises(InputError, match="SingleTask shares none"):
         fit(SingleTask(data.tasks, encoder(data)), Conflicts(4), data, settings=QUICK)
 
 

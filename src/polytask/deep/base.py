@@ -74,6 +74,13 @@ class SharingNetwork(nn.Module, ABC):
         """Return the last representation ``(B, n_features)`` that all tasks share, or None."""
         return None
 
+    def scores_and_features(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor] | None:  # noqa: ARG002
+        """Return scores ``(T, B, K)``, the features ``(B, h)`` and the heads' weights ``(T, h, K)``, in one pass.
+
+        For networks whose scores are linear in their last shared features; None for the others.
+        """
+        return None
+
     def penalty(self) -> Tensor:
         """Return the weighted penalty, a scalar without gradient; for reports and learning curves."""
         return torch.zeros((), device=next(self.parameters()).device)

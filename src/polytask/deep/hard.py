@@ -58,3 +58,8 @@ class HardSharing(SharingNetwork):
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
         features: Tensor = self.trunk(inputs)[0]
         return features
+
+    def scores_and_features(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.features(inputs)
+        scores: Tensor = self.heads(features)
+        return scores, features, self.heads.linear.weights["weight"]

@@ -1,11 +1,28 @@
 """Non-neural multi-task learning: NumPy, numba and scikit-learn; never torch."""
 
 from polytask.linear.alternating_structure import AlternatingStructure as AlternatingStructure
+from polytask.linear.bayesian_learners import GaussianMixtureTasksLearner as GaussianMixtureTasksLearner
+from polytask.linear.bayesian_learners import TaskHierarchyLearner as TaskHierarchyLearner
 from polytask.linear.block_sparse import BlockSparse as BlockSparse
 from polytask.linear.clustered_tasks import ClusteredTasks as ClusteredTasks
+from polytask.linear.dirichlet_process_tasks import DirichletProcessTasks as DirichletProcessTasks
+from polytask.linear.dirty_model import DirtyModel as DirtyModel
+from polytask.linear.elastic_block_sparse import ElasticBlockSparse as ElasticBlockSparse
+from polytask.linear.feature_augmentation import FeatureAugmentation as FeatureAugmentation
 from polytask.linear.feature_learning import MultiTaskFeatureLearning as MultiTaskFeatureLearning
+from polytask.linear.gathering import gather_arrays as gather_arrays
+from polytask.linear.gathering import gather_batches as gather_batches
+from polytask.linear.gathering import gather_dask as gather_dask
+from polytask.linear.gathering import gather_table as gather_table
+from polytask.linear.gaussian_mixture_tasks import GaussianMixtureTasks as GaussianMixtureTasks
+from polytask.linear.gaussian_process import MultiTaskGaussianProcess as MultiTaskGaussianProcess
+from polytask.linear.graph_guided_fused_lasso import GraphGuidedFusedLasso as GraphGuidedFusedLasso
 from polytask.linear.graph_regularised import GraphRegularised as GraphRegularised
 from polytask.linear.grouping_overlap import GroupingOverlap as GroupingOverlap
+from polytask.linear.kernel_learners import GaussianProcessLearner as GaussianProcessLearner
+from polytask.linear.kernel_learners import KernelModel as KernelModel
+from polytask.linear.kernel_learners import TaskKernelRidgeLearner as TaskKernelRidgeLearner
+from polytask.linear.learned_task_groups import LearnedTaskGroups as LearnedTaskGroups
 from polytask.linear.learners import BlockSparseLearner as BlockSparseLearner
 from polytask.linear.learners import LassoLearner as LassoLearner
 from polytask.linear.learners import MeanRegularisedLearner as MeanRegularisedLearner
@@ -14,6 +31,7 @@ from polytask.linear.learners import RidgeLearner as RidgeLearner
 from polytask.linear.mean_regularised import MeanRegularised as MeanRegularised
 from polytask.linear.model import LinearModel as LinearModel
 from polytask.linear.moments import Moments as Moments
+from polytask.linear.online_multi_task import OnlineMultiTask as OnlineMultiTask
 from polytask.linear.relation_learners import AlternatingStructureLearner as AlternatingStructureLearner
 from polytask.linear.relation_learners import ClusteredTasksLearner as ClusteredTasksLearner
 from polytask.linear.relation_learners import GroupingOverlapLearner as GroupingOverlapLearner
@@ -22,5 +40,20 @@ from polytask.linear.relation_learners import TaskCovarianceLearner as TaskCovar
 from polytask.linear.relation_learners import TraceNormLearner as TraceNormLearner
 from polytask.linear.relaxed_clusters import RelaxedClusters as RelaxedClusters
 from polytask.linear.robust_multi_task import RobustMultiTask as RobustMultiTask
+from polytask.linear.simultaneous_lasso import SimultaneousLasso as SimultaneousLasso
+from polytask.linear.sparse_group import SparseGroup as SparseGroup
+from polytask.linear.sparse_learners import DirtyModelLearner as DirtyModelLearner
+from polytask.linear.sparse_learners import SimultaneousLassoLearner as SimultaneousLassoLearner
+from polytask.linear.sparse_learners import SparseGroupLearner as SparseGroupLearner
+from polytask.linear.structured_learners import GraphGuidedFusedLassoLearner as GraphGuidedFusedLassoLearner
+from polytask.linear.structured_learners import LearnedTaskGroupsLearner as LearnedTaskGroupsLearner
+from polytask.linear.structured_learners import TreeGuidedGroupLassoLearner as TreeGuidedGroupLassoLearner
+from polytask.linear.task_clustering import TaskClustering as TaskClustering
 from polytask.linear.task_covariance import TaskCovariance as TaskCovariance
+from polytask.linear.task_gating import TaskGating as TaskGating
+from polytask.linear.task_hierarchy import TaskHierarchy as TaskHierarchy
+from polytask.linear.task_kernel_ridge import TaskKernelRidge as TaskKernelRidge
+from polytask.linear.task_kernel_svm import TaskKernelSVM as TaskKernelSVM
+from polytask.linear.task_lasso import TaskLasso as TaskLasso
 from polytask.linear.trace_norm import TraceNorm as TraceNorm
+from polytask.linear.tree_guided_group_lasso import TreeGuidedGroupLasso as TreeGuidedGroupLasso

@@ -49,7 +49,7 @@ class AlternatingStructure(TaskEstimator):
         h; no more than there are tasks and features are used.
     ridge
         Strength on all coefficients, not negative.
-    loss, task_weights, fit_intercept
+    loss, epsilon, task_weighting, fit_intercept
         As of :class:`~polytask.linear.block_sparse.BlockSparse`.
     tol
         Stop when a round lowers the objective by at most ``tol`` of itself.
@@ -82,6 +82,8 @@ class AlternatingStructure(TaskEstimator):
     np.False_
     """
 
+    takes_sparse = True
+
     def __init__(
         self,
         alpha: float = 0.1,
@@ -89,7 +91,8 @@ class AlternatingStructure(TaskEstimator):
         *,
         ridge: float = 0.01,
         loss: Any = "squared",
-        task_weights: Any = "equal",
+        epsilon: float = 1.35,
+        task_weighting: Any = "equal",
         fit_intercept: bool = True,
         tol: float = 1e-6,
         max_iter: int = 1000,
@@ -98,7 +101,8 @@ class AlternatingStructure(TaskEstimator):
         self.n_directions = n_directions
         self.ridge = ridge
         self.loss = loss
-        self.task_weights = task_weights
+        self.epsilon = epsilon
+        self.task_weighting = task_weighting
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
@@ -116,6 +120,7 @@ class AlternatingStructure(TaskEstimator):
         """Fit given losses of the tasks ``tasks_``, which is what :meth:`fit` does with those of its data."""
         alpha, ridge, wanted = self._check()
         T, d = losses.n_tasks, losses.n_features
+        losses.require_grams()
         h = min(wanted, T, d)
         nothing = np.zeros((T, T))
         state = {"R": (alpha + ridge) * np.eye(d), "theta": np.zeros((0, d))}

@@ -11,17 +11,44 @@ multi-task feature learning, Machine Learning 2008.
 
 from __future__ import annotations
 
-from numbers import Real
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.base import clone
 
+from polytask.core.data import Ints
 from polytask.core.errors import InputError
 from polytask.core.task import Floats
 from polytask.linear.estimator import TaskEstimator, warn_unconverged
-from polytask.linear.layout import Layout
+from polytask.linear.layout import Layout, weights_of
+from polytask.linear.moments import MomentsOnly, is_sparse, totals_of
+from polytask.linear.parameters import count, positive
 from polytask.linear.penalties.block import RowNorm
-from polytask.linear.solvers.row_sparse import solve_row_sparse
+from polytask.linear.solvers.losses import TaskLosses
+from polytask.linear.solvers.proximal import solve_proximal
+from polytask.linear.solvers.row_sparse import Solution, solve_row_sparse
+from polytask.linear.solvers.shared_design import SharedDesign, largest_alpha, solve_shared, solve_shared_path
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Tasks with squared loss on the same rows: their design, their numbers ``(k,)`` and their weight c."""
+
+    design: SharedDesign
+    outputs: Ints
+    weight: float
+
+
+@dataclass(frozen=True)
+class Path:
+    """Solutions of a path: alphas ``(m,)``, coefficients, intercepts, gaps, and the gap wanted."""
+
+    alphas: Floats
+    coefs: Floats
+    intercepts: Floats
+    gaps: Floats
+    bound: float
 
 
 class BlockSparse(TaskEstimator):
@@ -36,9 +63,14 @@ class BlockSparse(TaskEstimator):
     alpha
         Strength of the penalty, positive; from :meth:`alpha_max` on, all coefficients are 0.
     loss
-        ``"squared"``, ``"logistic"`` (targets 0 and 1), or one of them per task (a sequence in the
-        order of ``tasks_``, or a mapping from task label). Both kinds may be learned together.
-    task_weights
+        ``"squared"``, ``"logistic"`` (targets 0 and 1), ``"huber"`` (squared near the target, linear
+        farther away, for targets with outliers), ``"multinomial"`` (K classes: K rows of coefficients
+        that share the norm of each feature), or one of them per task (a sequence in the order of
+        ``tasks_``, or a mapping from task label). All kinds may be learned together.
+    epsilon
+        Where Huber's loss turns from squared to linear, in units of the scale of the task's targets
+        (1.4826 times the median absolute deviation from their median); positive.
+    task_weighting
         c_t: ``"equal"`` (1: every task counts the same), ``"examples"`` (n_t / mean n: every label
         counts the same) or one positive number per task.
     fit_intercept
@@ -53,15 +85,20 @@ class BlockSparse(TaskEstimator):
     Attributes
     ----------
     coef_ : ndarray of shape (n_tasks, n_features)
+        With multinomial tasks one row per class, ``(n_outputs, n_features)``; their names are ``outputs_``.
     intercept_ : ndarray of shape (n_tasks,)
     dual_gap_ : float
         Objective minus a lower bound of its minimum.
     n_iter_ : int
-        Passes over the features.
+        Passes over the features (proximal steps with multinomial loss).
     tasks_ : ndarray of shape (n_tasks,)
         Task labels (column numbers where ``tasks`` was not given).
     logistic_ : ndarray of shape (n_tasks,)
         Which tasks have logistic loss.
+    outputs_ : ndarray
+        Names of the rows of ``coef_``: the tasks, or ``task=class``.
+    classes_ : dict
+        The classes of each multinomial task.
 
     Examples
     --------
@@ -75,12 +112,16 @@ class BlockSparse(TaskEstimator):
            [-1.9,  0. ,  0. ,  0. ,  0. ]])
     """
 
+    takes_sparse = True
+    takes_multinomial = True
+
     def __init__(
         self,
         alpha: float = 0.1,
         *,
         loss: Any = "squared",
-        task_weights: Any = "equal",
+        epsilon: float = 1.35,
+        task_weighting: Any = "equal",
         fit_intercept: bool = True,
         tol: float = 1e-6,
         max_iter: int = 10_000,
@@ -88,31 +129,180 @@ class BlockSparse(TaskEstimator):
     ) -> None:
         self.alpha = alpha
         self.loss = loss
-        self.task_weights = task_weights
+        self.epsilon = epsilon
+        self.task_weighting = task_weighting
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
         self.warm_start = warm_start
 
     def _fit(self, X: Floats, layout: Layout) -> None:
-        if not isinstance(self.alpha, Real) or not 0 < float(self.alpha) < np.inf:
-            raise InputError(f"alpha must be a positive number, got {self.alpha!r}; it is the strength of the penalty")
-        losses = self._losses(layout.blocks, len(layout.names), X.shape[1], fit_intercept=self.fit_intercept)
+        alpha = positive("alpha", self.alpha, "the strength of the penalty")
+        T, d = len(self.outputs_), X.shape[1]
         start = getattr(self, "coef_", None) if self.warm_start else None
-        if start is not None and start.shape != (losses.n_tasks, losses.n_features):
+        if start is not None and start.shape != (T, d):
             start = None
-        found = solve_row_sparse(
-            losses, float(self.alpha), tol=float(self.tol), max_passes=int(self.max_iter), start=start
-        )
+        tol, limit = float(self.tol), int(self.max_iter)
+        shared = self._shared(layout)
+        if shared is not None:
+            own = None if start is None else start[shared.outputs]
+            solved = solve_shared(shared.design, alpha / shared.weight, tol=tol, max_sweeps=limit, start=own)
+            W, b = np.zeros((T, d)), np.zeros(T)
+            W[shared.outputs], b[shared.outputs] = solved.W, solved.intercept
+            found = Solution(W, b, shared.weight * solved.gap, shared.weight * solved.bound, solved.passes)
+        else:
+            losses = self._losses(layout.blocks, T, d, fit_intercept=self.fit_intercept)
+            found = _solve(losses, alpha, tol, limit, start)
         self.coef_ = found.W
         self.intercept_ = found.intercept
         self.dual_gap_ = found.gap
         self.n_iter_ = found.passes
         if found.gap > found.bound:
-            warn_unconverged("BlockSparse", found.gap, found.bound, "a duality gap of", int(self.max_iter))
+            warn_unconverged("BlockSparse", found.gap, found.bound, "a duality gap of", limit)
 
     def alpha_max(self, X: Any, y: Any, tasks: Any = None, sample_weight: Any = None) -> float:
         """Return the smallest ``alpha`` at which all coefficients are 0; arguments as of :meth:`fit`."""
         X, layout = self._begin(X, y, tasks, sample_weight)
-        losses = self._losses(layout.blocks, len(layout.names), X.shape[1], fit_intercept=self.fit_intercept)
-        return RowNorm.dual_norm(losses.at(np.zeros((losses.n_tasks, losses.n_features))).gradient)
+        shared = self._shared(layout)
+        if shared is not None:
+            return shared.weight * largest_alpha(shared.design)
+        return _largest_alpha(
+            self._losses(layout.blocks, len(self.outputs_), X.shape[1], fit_intercept=self.fit_intercept)
+        )
+
+    def path(
+        self,
+        X: Any,
+        y: Any,
+        tasks: Any = None,
+        sample_weight: Any = None,
+        *,
+        alphas: Any = None,
+        n_alphas: int = 100,
+        eps: float = 0.01,
+    ) -> tuple[Floats, Floats, Floats, Floats]:
+        """Solve for many strengths, from the largest to the smallest, each from the solutions before.
+
+        The model itself is not fitted. Data are read, centred and summed up once.
+
+        Parameters
+        ----------
+        X, y, tasks, sample_weight
+            As of :meth:`fit`.
+        alphas
+            Strengths, positive; None: ``n_alphas`` of them from ``alpha_max`` to ``eps * alpha_max`` at equal ratios.
+
+        Returns
+        -------
+        alphas : ndarray of shape (n_alphas,)
+            In descending order.
+        coefs : ndarray of shape (n_alphas, n_tasks, n_features)
+        intercepts : ndarray of shape (n_alphas, n_tasks)
+        gaps : ndarray of shape (n_alphas,)
+            Certified duality gaps.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.normal(size=(60, 5))
+        >>> y = X[:, :2] @ [[1.0, -2.0], [0.3, 0.0]] + 0.1 * rng.normal(size=(60, 2))
+        >>> alphas, coefs, intercepts, gaps = BlockSparse().path(X, y, n_alphas=4, eps=0.1)
+        >>> (coefs != 0).any(axis=1).sum(axis=1).tolist()        # features in use
+        [0, 1, 2, 3]
+        """
+        model = clone(self)
+        X, layout = model._begin(X, y, tasks, sample_weight)
+        model._warn_of_idle_tasks()
+        found = model._path(layout, X.shape[1], alphas, n_alphas, eps)
+        worst = float(found.gaps.max(initial=0.0))
+        if worst > found.bound:
+            warn_unconverged("BlockSparse.path", worst, found.bound, "a duality gap of", int(self.max_iter))
+        return found.alphas, found.coefs, found.intercepts, found.gaps
+
+    def _path(self, layout: Layout, n_features: int, alphas: Any, n_alphas: int, eps: float) -> Path:
+        """Solve along a path for the tasks that :meth:`_begin` has read."""
+        T = len(self.outputs_)
+        tol, limit = float(self.tol), int(self.max_iter)
+        shared = self._shared(layout)
+        losses: TaskLosses | None = None
+        if shared is not None:
+            top = shared.weight * largest_alpha(shared.design)
+        else:
+            losses = self._losses(layout.blocks, T, n_features, fit_intercept=self.fit_intercept)
+            top = _largest_alpha(losses)
+        levels = _levels(top, alphas, n_alphas, eps)
+        coefs, intercepts = np.zeros((len(levels), T, n_features)), np.zeros((len(levels), T))
+        if shared is not None:
+            design, c, out = shared.design, shared.weight, shared.outputs
+            every = len(out) == T
+            part = coefs if every else np.zeros((len(levels), len(out), n_features))
+            gaps, _ = solve_shared_path(design, levels / c, tol=tol, max_sweeps=limit, coefs=part)
+            if not every:
+                coefs[:, out] = part
+            intercepts[:, out] = [design.intercepts(W) for W in part]
+            found = Path(levels, coefs, intercepts, c * gaps, 0.5 * c * tol * design.total)
+        else:
+            assert losses is not None
+            gaps, bound, start = np.zeros(len(levels)), 0.0, None
+            for number, alpha in enumerate(levels.tolist()):
+                solved = _solve(losses, alpha, tol, limit, start)
+                start, bound = solved.W, solved.bound
+                coefs[number], intercepts[number], gaps[number] = solved.W, solved.intercept, solved.gap
+            found = Path(levels, coefs, intercepts, gaps, bound)
+        if self._idle is not None:
+            found.coefs[:, self._idle.rows] = 0.0
+            found.intercepts[:, self._idle.rows] = self._idle.intercepts
+        return found
+
+    def _shared(self, layout: Layout) -> _Shared | None:
+        """Return the tasks as ones on a shared design; None: losses, rows or weights differ, or X is sparse."""
+        if self.logistic_.any() or self._outputs is not None or self._thresholds is not None:
+            return None
+        totals = np.zeros(len(self.outputs_))
+        if self._idle is not None:
+            totals[self._idle.rows] = self._idle.totals
+        blocks = layout.blocks
+        if isinstance(blocks, MomentsOnly):
+            moments = blocks.moments
+            outputs = np.flatnonzero(moments.n > 0)
+            if len(outputs) == 0 or np.ptp(moments.pattern[outputs]) > 0:
+                return None
+        elif len(blocks) == 1 and not is_sparse(blocks[0].X):
+            outputs = blocks[0].outputs
+        else:
+            return None
+        c = weights_of(self.task_weighting, totals_of(blocks, totals))[outputs]
+        if np.ptp(c) > 0.0:
+            return None
+        if isinstance(blocks, MomentsOnly):
+            moments = blocks.moments if len(outputs) == blocks.moments.n_tasks else blocks.moments.tasks(outputs)
+            design = SharedDesign.of_moments(moments, fit_intercept=self.fit_intercept)
+        else:
+            design = SharedDesign.of_block(blocks[0], fit_intercept=self.fit_intercept)
+        return _Shared(design, outputs, float(c[0]))
+
+
+def _solve(losses: TaskLosses, alpha: float, tol: float, limit: int, start: Floats | None) -> Solution:
+    if losses.separable:
+        return solve_row_sparse(losses, alpha, tol=tol, max_passes=limit, start=start)
+    parts = None if start is None else start[None]
+    found = solve_proximal(losses, [RowNorm(alpha)], tol=tol, max_steps=limit, start=parts)
+    return Solution(found.W, found.intercept, found.gap, found.bound, found.steps)
+
+
+def _largest_alpha(losses: TaskLosses) -> float:
+    return RowNorm.dual_norm(losses.at(np.zeros((losses.n_tasks, losses.n_features))).gradient)
+
+
+def _levels(top: float, alphas: Any, n_alphas: int, eps: float) -> Floats:
+    """Return descending strengths: those given, or a grid below ``top``."""
+    if alphas is None:
+        count("n_alphas", n_alphas, "the number of strengths on the path")
+        if not 0.0 < positive("eps", eps, "the smallest strength as a share of the largest") < 1.0:
+            raise InputError(f"eps must be below 1, got {eps!r}; it is the smallest strength as a share of the largest")
+        return np.asarray((top if top > 0.0 else 1.0) * np.geomspace(1.0, eps, n_alphas))
+    levels = np.sort(np.asarray(alphas, dtype=np.float64).ravel())[::-1]
+    if len(levels) == 0 or not np.isfinite(levels).all() or levels[-1] <= 0.0:
+        raise InputError(f"alphas must be positive numbers, got {alphas!r}; they are the strengths of the penalty")
+    return levels

@@ -49,7 +49,7 @@ class ClusteredTasks(PenalisedEstimator):
     mean, between, within
         Relative strength on the mean of all tasks, on the clusters' deviations from it and on the
         tasks' deviations from their cluster; 0 < mean <= between <= within.
-    loss, task_weights, fit_intercept, tol, max_iter, warm_start
+    loss, epsilon, task_weighting, fit_intercept, tol, max_iter, warm_start
         As of :class:`~polytask.linear.trace_norm.TraceNorm`.
     random_state
         Seed of k-means, which reads the clusters out; the coefficients do not depend on it.
@@ -85,7 +85,8 @@ class ClusteredTasks(PenalisedEstimator):
         between: float = 0.1,
         within: float = 1.0,
         loss: Any = "squared",
-        task_weights: Any = "equal",
+        epsilon: float = 1.35,
+        task_weighting: Any = "equal",
         fit_intercept: bool = True,
         tol: float = 1e-6,
         max_iter: int = 10_000,
@@ -98,7 +99,8 @@ class ClusteredTasks(PenalisedEstimator):
         self.between = between
         self.within = within
         self.loss = loss
-        self.task_weights = task_weights
+        self.epsilon = epsilon
+        self.task_weighting = task_weighting
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
@@ -128,13 +130,22 @@ class ClusteredTasks(PenalisedEstimator):
         assert isinstance(penalty.deviations, SpectralBox)
         box = penalty.deviations
         U, s, _ = np.linalg.svd(W - W.mean(axis=0), full_matrices=False)
-        along = U @ ((box.weights(s) - box.low)[:, None] * U.T)  # zero along 1 for s > 0
-        centre = np.eye(T) - 1.0 / T
-        S = centre @ along @ centre + box.low * centre
-        self.covariance_ = np.asarray(0.5 * (S + S.T) + 1.0 / (T * float(self.mean)))
+        self._directions, self._spreads, self._level = U, box.weights(s) - box.low, box.low
         r = min(int(self.n_clusters), T)
         self._points, self._wanted = U[:, : r - 1] * s[: r - 1], r
         self._labels: Ints | None = None
+
+    @property
+    def covariance_(self) -> Floats:
+        """Prior covariance of the tasks, ``(T, T)``; worked out when it is asked for."""
+        check_is_fitted(self)
+        U, T = self._directions, len(self._directions)
+        along = U @ (self._spreads[:, None] * U.T)  # zero along 1 where a deviation has spread
+        along = 0.5 * (along + along.T)
+        means = along.mean(axis=0)
+        covariance = along - means - means[:, None] + (1.0 / (T * float(self.mean)) - self._level / T + means.mean())
+        np.einsum("tt->t", covariance)[:] += self._level
+        return np.asarray(covariance)
 
     @property
     def labels_(self) -> Ints:
@@ -145,13 +156,13 @@ class ClusteredTasks(PenalisedEstimator):
         return self._labels
 
     def _relate(self) -> dict[str, Relation]:
-        tasks = names_of(self.tasks_)
+        tasks = names_of(self.outputs_)
         clusters = tuple(f"cluster {number + 1}" for number in range(int(self.labels_.max()) + 1))
         members = (self.labels_ == np.arange(len(clusters))[:, None]).astype(np.float64)
         return {
             "clusters": Relation("loadings", members, clusters, tasks, "1 where a task belongs to a cluster."),
             **task_relations(
-                self.covariance_, self.tasks_, "Prior covariance of the tasks' coefficients in units of 1 / alpha."
+                self.covariance_, self.outputs_, "Prior covariance of the tasks' coefficients in units of 1 / alpha."
             ),
         }
 

@@ -26,7 +26,7 @@ class MultiTaskFeatureLearning(PenalisedEstimator):
     ----------
     alpha
         Strength of the penalty, positive.
-    loss, task_weights, fit_intercept, tol, max_iter, warm_start
+    loss, epsilon, task_weighting, fit_intercept, tol, max_iter, warm_start
         As of :class:`~polytask.linear.trace_norm.TraceNorm`.
 
     Attributes
@@ -53,7 +53,8 @@ class MultiTaskFeatureLearning(PenalisedEstimator):
         alpha: float = 0.01,
         *,
         loss: Any = "squared",
-        task_weights: Any = "equal",
+        epsilon: float = 1.35,
+        task_weighting: Any = "equal",
         fit_intercept: bool = True,
         tol: float = 1e-6,
         max_iter: int = 10_000,
@@ -61,7 +62,8 @@ class MultiTaskFeatureLearning(PenalisedEstimator):
     ) -> None:
         self.alpha = alpha
         self.loss = loss
-        self.task_weights = task_weights
+        self.epsilon = epsilon
+        self.task_weighting = task_weighting
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
@@ -80,5 +82,5 @@ class MultiTaskFeatureLearning(PenalisedEstimator):
             "feature covariance": Relation(
                 "covariance", self.covariance_, features, features, "Directions in which all tasks' coefficients vary."
             ),
-            **task_relations(root_covariance(W), self.tasks_, "The same on the side of the tasks: trace 1."),
+            **task_relations(root_covariance(W), self.outputs_, "The same on the side of the tasks: trace 1."),
         }

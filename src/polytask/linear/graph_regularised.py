@@ -39,7 +39,7 @@ class GraphRegularised(TaskEstimator):
         Weights of the edges: an array ``(n_tasks, n_tasks)`` in the order of ``tasks_``, symmetric and not
         negative (its diagonal does not count); a mapping from pairs of task labels to weights; or
         None, the complete graph with weights 1 / T.
-    loss, task_weights, fit_intercept
+    loss, epsilon, task_weighting, fit_intercept
         As of :class:`~polytask.linear.block_sparse.BlockSparse`.
     tol
         Stop when the largest entry of the gradient is at most ``tol`` times that at W = 0.
@@ -73,6 +73,8 @@ class GraphRegularised(TaskEstimator):
            [8.]])
     """
 
+    takes_sparse = True
+
     def __init__(
         self,
         alpha: float = 0.1,
@@ -80,7 +82,8 @@ class GraphRegularised(TaskEstimator):
         *,
         graph: Any = None,
         loss: Any = "squared",
-        task_weights: Any = "equal",
+        epsilon: float = 1.35,
+        task_weighting: Any = "equal",
         fit_intercept: bool = True,
         tol: float = 1e-8,
         max_iter: int = 10_000,
@@ -90,7 +93,8 @@ class GraphRegularised(TaskEstimator):
         self.ridge = ridge
         self.graph = graph
         self.loss = loss
-        self.task_weights = task_weights
+        self.epsilon = epsilon
+        self.task_weighting = task_weighting
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter

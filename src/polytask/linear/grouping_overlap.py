@@ -54,7 +54,7 @@ class GroupingOverlap(TaskEstimator):
         Strength of the squared penalty on C, not negative.
     start_ridge
         Strength of the ridge models from which C starts, not negative.
-    loss, task_weights, fit_intercept
+    loss, epsilon, task_weighting, fit_intercept
         As of :class:`~polytask.linear.block_sparse.BlockSparse`.
     tol
         Stop when a round lowers the objective by at most ``tol`` of itself.
@@ -89,6 +89,8 @@ class GroupingOverlap(TaskEstimator):
     array([1, 1, 1, 1])
     """
 
+    takes_sparse = True
+
     def __init__(
         self,
         n_latent: int = 3,
@@ -97,7 +99,8 @@ class GroupingOverlap(TaskEstimator):
         ridge: float = 0.01,
         start_ridge: float = 0.1,
         loss: Any = "squared",
-        task_weights: Any = "equal",
+        epsilon: float = 1.35,
+        task_weighting: Any = "equal",
         fit_intercept: bool = True,
         tol: float = 1e-6,
         max_iter: int = 2000,
@@ -107,7 +110,8 @@ class GroupingOverlap(TaskEstimator):
         self.ridge = ridge
         self.start_ridge = start_ridge
         self.loss = loss
-        self.task_weights = task_weights
+        self.epsilon = epsilon
+        self.task_weighting = task_weighting
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
@@ -127,6 +131,7 @@ class GroupingOverlap(TaskEstimator):
     def solve(self, losses: TaskLosses) -> None:
         """Fit given losses of the tasks ``tasks_``, which is what :meth:`fit` does with those of its data."""
         k, alpha, ridge, start_ridge = self._check()
+        losses.require_grams()
         T, d = losses.n_tasks, losses.n_features
         factors = _Factors(losses, min(k, T), alpha, ridge, start_ridge)
         self.objectives_ = alternate(

@@ -21,20 +21,23 @@ Evgeniou & Pontil, Regularized multi-task learning, KDD 2004.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array, hstack
 
 from polytask.core.errors import InputError
 from polytask.core.task import Floats
 from polytask.linear.estimator import TaskEstimator, warn_unconverged
 from polytask.linear.layout import Layout
-from polytask.linear.moments import Block
+from polytask.linear.moments import Block, MomentsOnly, Stack, is_sparse
 from polytask.linear.solvers.coupled import CoupledSolution, solve_coupled
 from polytask.linear.solvers.losses import TaskLosses
 
 INTERCEPTS = ("own", "coupled", "common")
+UNSEEN = ("error", "mean")
 
 
 class MeanRegularised(TaskEstimator):
@@ -50,14 +53,18 @@ class MeanRegularised(TaskEstimator):
     mu
         How independent the tasks are, 0 … inf: the prior correlation of their coefficients is
         1 / (1 + mu). 0: one coefficient vector for all; inf: every task alone.
-    loss, task_weights
+    loss, epsilon, task_weighting
         As of :class:`~polytask.linear.block_sparse.BlockSparse`.
     fit_intercept
         Whether there are intercepts.
     intercepts
         ``"own"``: each task has its own, not penalised. ``"coupled"``: b_t = b_0 + e_t with b_0 not
         penalised and e_t penalised like a coefficient of v_t, for tasks that measure the same thing
-        in different places. ``"common"``: one b_0 for all.
+        in different places. ``"common"``: one b_0 for all. With one of the last two, a task whose labels
+        are all the same (or that has one) gets what the others know, not just an intercept.
+    unseen
+        What to predict for a task that was not in the fit: ``"error"``: refuse. ``"mean"``: the common
+        model, coefficients w_0 with b_0 (the mean of the intercepts where each task has its own).
     tol
         Newton steps stop when the largest entry of the gradient is at most ``tol`` times that at 0
         (squared losses need one exact step and do not use it).
@@ -88,15 +95,22 @@ class MeanRegularised(TaskEstimator):
            [2.]])
     """
 
+    takes_sparse = True
+    common_: Floats
+    intercept_: Floats
+    _common_intercept: float | None
+
     def __init__(
         self,
         alpha: float = 0.01,
         mu: float = 0.1,
         *,
         loss: Any = "squared",
-        task_weights: Any = "equal",
+        epsilon: float = 1.35,
+        task_weighting: Any = "equal",
         fit_intercept: bool = True,
         intercepts: str = "own",
+        unseen: str = "error",
         tol: float = 1e-8,
         max_iter: int = 100,
         warm_start: bool = False,
@@ -104,9 +118,11 @@ class MeanRegularised(TaskEstimator):
         self.alpha = alpha
         self.mu = mu
         self.loss = loss
-        self.task_weights = task_weights
+        self.epsilon = epsilon
+        self.task_weighting = task_weighting
         self.fit_intercept = fit_intercept
         self.intercepts = intercepts
+        self.unseen = unseen
         self.tol = tol
         self.max_iter = max_iter
         self.warm_start = warm_start
@@ -118,9 +134,11 @@ class MeanRegularised(TaskEstimator):
             raise InputError(f"mu must be a number from 0 (all tasks alike) to inf (every task alone), got {self.mu!r}")
         if self.intercepts not in INTERCEPTS:
             raise InputError(f"intercepts must be one of {', '.join(INTERCEPTS)}, got {self.intercepts!r}")
+        if self.unseen not in UNSEEN:
+            raise InputError(f"unseen must be one of {', '.join(UNSEEN)}, got {self.unseen!r}")
         T, d = len(layout.names), X.shape[1]
         augmented = bool(self.fit_intercept) and self.intercepts != "own"
-        blocks = [with_constant(block) for block in layout.blocks] if augmented else layout.blocks
+        blocks = _with_constants(layout.blocks) if augmented else layout.blocks
         losses = self._losses(
             blocks, T, d + augmented, fit_intercept=bool(self.fit_intercept) and self.intercepts == "own"
         )
@@ -137,19 +155,49 @@ class MeanRegularised(TaskEstimator):
         self.coef_ = np.ascontiguousarray(found.W[:, :d])
         self.common_ = found.common[:d].copy()
         self.intercept_ = found.W[:, d].copy() if augmented else found.intercept
+        self._common_intercept = float(found.common[d]) if augmented else None
         self._parts = np.concatenate([found.common[None], found.W - found.common])
         self.n_iter_ = found.steps
         if not losses.all_quadratic and found.optimality > found.bound:
             warn_unconverged("MeanRegularised", found.optimality, found.bound, "a gradient of", int(self.max_iter))
+
+    def _lends(self) -> bool:
+        return bool(self.intercepts != "own")
+
+    def _unseen(self) -> tuple[Floats, float, bool] | None:
+        if self.unseen == "error":
+            return None
+        logistic = bool(self.logistic_[0])
+        if (self.logistic_ != logistic).any():
+            raise InputError(
+                'unseen="mean" needs one loss for all tasks: it is not known whether a new task has classes or numbers'
+            )
+        intercept = self._common_intercept
+        if intercept is None or (self._idle is not None and self._idle.rows.all()):
+            idle = None if self._idle is None or self._idle.rows.all() else self._idle.rows
+            intercept = float((self.intercept_ if idle is None else self.intercept_[~idle]).mean())
+        return self.common_, intercept, logistic
 
     def _start(self, T: int, width: int) -> Floats | None:
         parts: Floats | None = getattr(self, "_parts", None)
         return parts if parts is not None and parts.shape == (T + 1, width) else None
 
 
+def _with_constants(blocks: Sequence[Block]) -> Sequence[Block]:
+    """Return the blocks with a column of ones after their inputs."""
+    if isinstance(blocks, MomentsOnly):
+        return MomentsOnly(blocks.moments.with_constant())
+    if isinstance(blocks, Stack) and not is_sparse(blocks.X):
+        X = np.column_stack([blocks.X, np.ones(len(blocks.X))])
+        return Stack(X, blocks.y, blocks.bounds, blocks.weights, blocks.outputs)
+    return [with_constant(block) for block in blocks]
+
+
 def with_constant(block: Block) -> Block:
     """Return the block with a column of ones after its inputs."""
-    return Block(np.column_stack([block.X, np.ones(len(block.X))]), block.weights, block.Y, block.outputs)
+    ones = np.ones((block.X.shape[0], 1))
+    X = hstack([block.X, csr_array(ones)], format="csr") if is_sparse(block.X) else np.hstack([block.X, ones])
+    return Block(X, block.weights, block.Y, block.outputs)
 
 
 def couple(

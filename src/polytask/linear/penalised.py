@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from polytask.core.errors import InputError
 from polytask.core.relation import Relation
 from polytask.core.task import Floats
 from polytask.linear.estimator import TaskEstimator, warn_unconverged
 from polytask.linear.layout import Layout
+from polytask.linear.parameters import count as count
+from polytask.linear.parameters import not_negative as not_negative
+from polytask.linear.parameters import positive as positive
 from polytask.linear.penalties.spectral import Penalty
 from polytask.linear.solvers.losses import TaskLosses
 from polytask.linear.solvers.proximal import solve_proximal
@@ -22,6 +23,9 @@ from polytask.linear.solvers.proximal import solve_proximal
 
 class PenalisedEstimator(TaskEstimator):
     """Minimises mean losses plus penalties on W, or on the parts W is the sum of (abstract)."""
+
+    takes_sparse = True
+    takes_multinomial = True
 
     tol: float
     max_iter: int
@@ -75,27 +79,6 @@ class PenalisedEstimator(TaskEstimator):
         X, layout = self._begin(X, y, tasks, sample_weight)
         losses = self._losses(layout.blocks, len(layout.names), X.shape[1], fit_intercept=self.fit_intercept)
         return losses.at(np.zeros((losses.n_tasks, losses.n_features))).gradient
-
-
-def positive(name: str, value: Any, meaning: str) -> float:
-    """Return the parameter as a number; refuse anything but a positive finite one."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) < np.inf:
-        raise InputError(f"{name} must be a positive number, got {value!r}; it is {meaning}")
-    return float(value)
-
-
-def not_negative(name: str, value: Any, meaning: str) -> float:
-    """Return the parameter as a number; refuse anything but 0 or a positive finite one."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < np.inf:
-        raise InputError(f"{name} must be a number of at least 0, got {value!r}; it is {meaning}")
-    return float(value)
-
-
-def count(name: str, value: Any, meaning: str, *, least: int = 1) -> int:
-    """Return the parameter as a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}; it is {meaning}")
-    return int(value)
 
 
 def names_of(tasks: NDArray[Any]) -> tuple[str, ...]:

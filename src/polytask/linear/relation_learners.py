@@ -1,26 +1,14 @@
-"""Methods that learn how tasks are related, behind the Learner contract; outputs and units as in ``learners``.
-
-With ``intercepts="coupled"`` the intercept is one more coefficient of every task, drawn to those of
-related tasks like the others; in the long form all targets are then taken to be the same quantity.
-"""
+"""Methods that learn how tasks are related, behind the Learner contract; outputs and units as in ``learning``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from polytask.core.data import TaskData
 from polytask.core.errors import InputError
-from polytask.core.learner import Progress
-from polytask.core.relation import Relation
 from polytask.core.search import Choice, Distribution, LogUniform
 from polytask.core.task import Task
-from polytask.linear import learners
-from polytask.linear.model import Design, LinearModel, output_names
+from polytask.linear.learning import INTERCEPTS, STEPS, TOLERANCE, EstimatorLearner, gradient_at_zero, share_of
 
 if TYPE_CHECKING:
     from polytask.linear.alternating_structure import AlternatingStructure
@@ -31,57 +19,9 @@ if TYPE_CHECKING:
     from polytask.linear.task_covariance import TaskCovariance
     from polytask.linear.trace_norm import TraceNorm
 
-    RelationEstimator = (
-        TraceNorm | TaskCovariance | ClusteredTasks | RobustMultiTask | AlternatingStructure | GroupingOverlap
-    )
-
-_TOLERANCE = 1e-4  # of the objective without inputs: far below what held-out data can tell
-_STEPS = 5000
-_INTERCEPTS = ("own", "coupled")
-
-
-def _fit(data: TaskData, intercepts: str, make: Callable[[TaskLosses], RelationEstimator]) -> LinearModel:
-    """Fit the estimator that ``make`` returns for the losses, and keep the relations it has learned."""
-    learned: dict[str, Relation] = {}
-    coupled = intercepts == "coupled"
-
-    def solve(problem: learners._Problem) -> learners.Fitted:
-        from polytask.linear.mean_regularised import with_constant
-        from polytask.linear.solvers.losses import TaskLosses
-
-        every = range(len(problem.outputs))
-        blocks = problem.blocks(every)
-        losses = TaskLosses(
-            [with_constant(block) for block in blocks] if coupled else blocks,
-            logistic=np.array(problem.logistic(every)),
-            weights=np.ones(len(problem.outputs)),
-            n_features=problem.n_features + coupled,
-            fit_intercept=not coupled,
-        )
-        estimator = make(losses)
-        names = [output_names(data.tasks[output.task])[output.number] for output in problem.outputs]
-        estimator.tasks_ = np.array(names)
-        features = Design.of(data).names
-        estimator.feature_names_in_ = np.array([*features, "intercept"] if coupled else features)
-        estimator.solve(losses)
-        learned.update(estimator.relations_)
-        W = estimator.coef_
-        return (W[:, :-1], W[:, -1]) if coupled else (W, estimator.intercept_)
-
-    lend_to = ("regression", "binary", "ordinal") if coupled else ()
-    return learners._fit(data, solve, one_unit=coupled, lend_to=lend_to).with_learned(learned)
-
-
-def _check(learner: object, *positive: str) -> None:
-    for name in positive:
-        learners._check_positive(name, getattr(learner, name))
-    intercepts = getattr(learner, "intercepts", "own")
-    if intercepts not in _INTERCEPTS:
-        raise InputError(f'intercepts must be "own" or "coupled", got "{intercepts}"')
-
 
 @dataclass(frozen=True)
-class TraceNormLearner:
+class TraceNormLearner(EstimatorLearner):
     """The coefficients of all tasks span few directions (trace norm).
 
     See :class:`~polytask.linear.trace_norm.TraceNorm`.
@@ -91,49 +31,28 @@ class TraceNormLearner:
     alpha
         Strength as a share of the smallest one at which all coefficients are 0, 0 … 1.
     intercepts
-        ``"own"`` or ``"coupled"``; see the module.
+        ``"own"`` or ``"coupled"``; see :mod:`~polytask.linear.learning`.
     """
 
     alpha: float = 0.05
     intercepts: str = "own"
 
-    sharing: ClassVar[str] = "shared"
     summary: ClassVar[str] = "the coefficients of all tasks mix a few common directions (trace norm)"
-    inner_folds: ClassVar[int] = 5
-    refits: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check(self, "alpha")
 
     @classmethod
     def search_space(cls) -> dict[str, Distribution]:
-        return {"alpha": LogUniform(1e-4, 1.0), "intercepts": Choice(_INTERCEPTS)}
+        return {"alpha": LogUniform(1e-4, 1.0), "intercepts": Choice(INTERCEPTS)}
 
-    def refuses(self, task: Task) -> str | None:  # noqa: ARG002 - every kind can be learned
-        return None
-
-    def fit(
-        self,
-        train: TaskData,
-        *,
-        valid: TaskData | None = None,  # noqa: ARG002 - nothing to stop early
-        seed: int = 0,  # noqa: ARG002 - the problem is convex
-        progress: Progress | None = None,  # noqa: ARG002 - quick
-        checkpoint: Path | None = None,  # noqa: ARG002 - quick
-    ) -> LinearModel:
+    def _estimator(self, losses: TaskLosses) -> TraceNorm:
+        from polytask.linear.penalties.spectral import TraceNorm as Penalty
         from polytask.linear.trace_norm import TraceNorm
 
-        def make(losses: TaskLosses) -> TraceNorm:
-            from polytask.linear.penalties.spectral import TraceNorm as Penalty
-
-            top = Penalty.dual_norm(losses.at(np.zeros((losses.n_tasks, losses.n_features))).gradient)
-            return TraceNorm(self.alpha * top if top > 0 else 1.0, tol=_TOLERANCE, max_iter=_STEPS)
-
-        return _fit(train, self.intercepts, make)
+        alpha = share_of(self.alpha, Penalty.dual_norm(gradient_at_zero(losses)))
+        return TraceNorm(alpha, tol=TOLERANCE, max_iter=STEPS)
 
 
 @dataclass(frozen=True)
-class TaskCovarianceLearner:
+class TaskCovarianceLearner(EstimatorLearner):
     """The covariance of the tasks' coefficients is learned with them (MTRL).
 
     See :class:`~polytask.linear.task_covariance.TaskCovariance`.
@@ -145,51 +64,32 @@ class TaskCovarianceLearner:
     ridge
         Strength of the plain squared penalty, positive.
     intercepts
-        ``"own"`` or ``"coupled"``; see the module.
+        ``"own"`` or ``"coupled"``; see :mod:`~polytask.linear.learning`.
     """
 
     alpha: float = 0.01
     ridge: float = 0.01
     intercepts: str = "own"
 
-    sharing: ClassVar[str] = "shared"
     summary: ClassVar[str] = "learns which tasks are alike, unrelated or opposed (task covariance, MTRL)"
-    inner_folds: ClassVar[int] = 5
-    refits: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check(self, "alpha", "ridge")
+    positive: ClassVar[tuple[str, ...]] = ("alpha", "ridge")
 
     @classmethod
     def search_space(cls) -> dict[str, Distribution]:
         return {
             "alpha": LogUniform(1e-5, 1.0),
             "ridge": LogUniform(1e-4, 1.0),
-            "intercepts": Choice(_INTERCEPTS),
+            "intercepts": Choice(INTERCEPTS),
         }
 
-    def refuses(self, task: Task) -> str | None:  # noqa: ARG002 - every kind can be learned
-        return None
-
-    def fit(
-        self,
-        train: TaskData,
-        *,
-        valid: TaskData | None = None,  # noqa: ARG002 - nothing to stop early
-        seed: int = 0,  # noqa: ARG002 - the problem is convex
-        progress: Progress | None = None,  # noqa: ARG002 - quick
-        checkpoint: Path | None = None,  # noqa: ARG002 - quick
-    ) -> LinearModel:
+    def _estimator(self, losses: TaskLosses) -> TaskCovariance:  # noqa: ARG002 - strengths are absolute
         from polytask.linear.task_covariance import TaskCovariance
 
-        def make(losses: TaskLosses) -> TaskCovariance:  # noqa: ARG001 - strengths are absolute
-            return TaskCovariance(self.alpha, self.ridge, tol=_TOLERANCE, max_iter=_STEPS)
-
-        return _fit(train, self.intercepts, make)
+        return TaskCovariance(self.alpha, self.ridge, tol=TOLERANCE, max_iter=STEPS)
 
 
 @dataclass(frozen=True)
-class ClusteredTasksLearner:
+class ClusteredTasksLearner(EstimatorLearner):
     """Tasks form unknown clusters whose coefficients are alike (convex relaxation).
 
     See :class:`~polytask.linear.clustered_tasks.ClusteredTasks`.
@@ -204,7 +104,7 @@ class ClusteredTasksLearner:
         Strength on clusters' deviations from the mean relative to that on tasks' deviations from their
         cluster, 0 … 1; the mean itself has a tenth of it.
     intercepts
-        ``"own"`` or ``"coupled"``; see the module.
+        ``"own"`` or ``"coupled"``; see :mod:`~polytask.linear.learning`.
     """
 
     alpha: float = 0.1
@@ -212,13 +112,11 @@ class ClusteredTasksLearner:
     between: float = 0.1
     intercepts: str = "own"
 
-    sharing: ClassVar[str] = "shared"
     summary: ClassVar[str] = "finds clusters of tasks whose coefficients are alike"
-    inner_folds: ClassVar[int] = 5
-    refits: ClassVar[bool] = True
+    positive: ClassVar[tuple[str, ...]] = ("alpha", "between")
 
     def __post_init__(self) -> None:
-        _check(self, "alpha", "between")
+        super().__post_init__()
         if self.between > 1:
             raise InputError(f"between must be at most 1, got {self.between!r}; it is relative to the strength within")
         if self.n_clusters < 1:
@@ -230,7 +128,7 @@ class ClusteredTasksLearner:
             "alpha": LogUniform(1e-4, 10.0),
             "n_clusters": Choice((2, 3, 4, 5, 7, 10)),
             "between": LogUniform(1e-3, 1.0),
-            "intercepts": Choice(_INTERCEPTS),
+            "intercepts": Choice(INTERCEPTS),
         }
 
     def refuses(self, task: Task) -> str | None:
@@ -238,33 +136,21 @@ class ClusteredTasksLearner:
             return "the classes of a multiclass task have one coefficient vector each and no common mean to share"
         return None
 
-    def fit(
-        self,
-        train: TaskData,
-        *,
-        valid: TaskData | None = None,  # noqa: ARG002 - nothing to stop early
-        seed: int = 0,
-        progress: Progress | None = None,  # noqa: ARG002 - quick
-        checkpoint: Path | None = None,  # noqa: ARG002 - quick
-    ) -> LinearModel:
+    def _estimator(self, losses: TaskLosses) -> ClusteredTasks:  # noqa: ARG002 - strengths are absolute
         from polytask.linear.clustered_tasks import ClusteredTasks
 
-        def make(losses: TaskLosses) -> ClusteredTasks:  # noqa: ARG001 - strengths are absolute
-            return ClusteredTasks(
-                self.alpha,
-                self.n_clusters,
-                mean=0.1 * self.between,
-                between=self.between,
-                tol=_TOLERANCE,
-                max_iter=_STEPS,
-                random_state=seed,
-            )
-
-        return _fit(train, self.intercepts, make)
+        return ClusteredTasks(
+            self.alpha,
+            self.n_clusters,
+            mean=0.1 * self.between,
+            between=self.between,
+            tol=TOLERANCE,
+            max_iter=STEPS,
+        )
 
 
 @dataclass(frozen=True)
-class RobustMultiTaskLearner:
+class RobustMultiTaskLearner(EstimatorLearner):
     """Low-rank coefficients for most tasks, coefficients of their own for outlier tasks.
 
     See :class:`~polytask.linear.robust_multi_task.RobustMultiTask`.
@@ -276,60 +162,36 @@ class RobustMultiTaskLearner:
     outlier
         Strength on the tasks' own parts as a share of the smallest one at which they are 0, 0 … 1.
     intercepts
-        ``"own"`` or ``"coupled"``; see the module.
+        ``"own"`` or ``"coupled"``; see :mod:`~polytask.linear.learning`.
     """
 
     alpha: float = 0.05
     outlier: float = 0.5
     intercepts: str = "own"
 
-    sharing: ClassVar[str] = "shared"
     summary: ClassVar[str] = "a common low-rank part, and a part of their own for outlier tasks"
-    inner_folds: ClassVar[int] = 5
-    refits: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check(self, "alpha", "outlier")
+    positive: ClassVar[tuple[str, ...]] = ("alpha", "outlier")
 
     @classmethod
     def search_space(cls) -> dict[str, Distribution]:
         return {
             "alpha": LogUniform(1e-4, 1.0),
             "outlier": LogUniform(1e-2, 1.0),
-            "intercepts": Choice(_INTERCEPTS),
+            "intercepts": Choice(INTERCEPTS),
         }
 
-    def refuses(self, task: Task) -> str | None:  # noqa: ARG002 - every kind can be learned
-        return None
-
-    def fit(
-        self,
-        train: TaskData,
-        *,
-        valid: TaskData | None = None,  # noqa: ARG002 - nothing to stop early
-        seed: int = 0,  # noqa: ARG002 - the problem is convex
-        progress: Progress | None = None,  # noqa: ARG002 - quick
-        checkpoint: Path | None = None,  # noqa: ARG002 - quick
-    ) -> LinearModel:
+    def _estimator(self, losses: TaskLosses) -> RobustMultiTask:
+        from polytask.linear.penalties.spectral import TaskNorm, TraceNorm
         from polytask.linear.robust_multi_task import RobustMultiTask
 
-        def make(losses: TaskLosses) -> RobustMultiTask:
-            from polytask.linear.penalties.spectral import TaskNorm, TraceNorm
-
-            gradient = losses.at(np.zeros((losses.n_tasks, losses.n_features))).gradient
-            top, most = TraceNorm.dual_norm(gradient), TaskNorm.dual_norm(gradient)
-            return RobustMultiTask(
-                self.alpha * top if top > 0 else 1.0,
-                self.outlier * most if most > 0 else 1.0,
-                tol=_TOLERANCE,
-                max_iter=_STEPS,
-            )
-
-        return _fit(train, self.intercepts, make)
+        gradient = gradient_at_zero(losses)
+        alpha = share_of(self.alpha, TraceNorm.dual_norm(gradient))
+        outlier = share_of(self.outlier, TaskNorm.dual_norm(gradient))
+        return RobustMultiTask(alpha, outlier, tol=TOLERANCE, max_iter=STEPS)
 
 
 @dataclass(frozen=True)
-class AlternatingStructureLearner:
+class AlternatingStructureLearner(EstimatorLearner):
     """A few directions are free for all tasks, everything else is penalised (ASO).
 
     See :class:`~polytask.linear.alternating_structure.AlternatingStructure`.
@@ -343,7 +205,7 @@ class AlternatingStructureLearner:
     ridge
         Strength on all coefficients, positive.
     intercepts
-        ``"own"`` or ``"coupled"``; see the module.
+        ``"own"`` or ``"coupled"``; see :mod:`~polytask.linear.learning`.
     """
 
     alpha: float = 0.1
@@ -351,13 +213,8 @@ class AlternatingStructureLearner:
     ridge: float = 0.01
     intercepts: str = "own"
 
-    sharing: ClassVar[str] = "shared"
     summary: ClassVar[str] = "all tasks use a few shared directions freely, anything else at a cost (ASO)"
-    inner_folds: ClassVar[int] = 5
-    refits: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check(self, "alpha", "ridge", "n_directions")
+    positive: ClassVar[tuple[str, ...]] = ("alpha", "ridge", "n_directions")
 
     @classmethod
     def search_space(cls) -> dict[str, Distribution]:
@@ -365,33 +222,17 @@ class AlternatingStructureLearner:
             "alpha": LogUniform(1e-3, 10.0),
             "n_directions": Choice((1, 2, 3, 5, 8)),
             "ridge": LogUniform(1e-4, 1.0),
-            "intercepts": Choice(_INTERCEPTS),
+            "intercepts": Choice(INTERCEPTS),
         }
 
-    def refuses(self, task: Task) -> str | None:  # noqa: ARG002 - every kind can be learned
-        return None
-
-    def fit(
-        self,
-        train: TaskData,
-        *,
-        valid: TaskData | None = None,  # noqa: ARG002 - nothing to stop early
-        seed: int = 0,  # noqa: ARG002 - no randomness
-        progress: Progress | None = None,  # noqa: ARG002 - quick
-        checkpoint: Path | None = None,  # noqa: ARG002 - quick
-    ) -> LinearModel:
+    def _estimator(self, losses: TaskLosses) -> AlternatingStructure:  # noqa: ARG002 - strengths are absolute
         from polytask.linear.alternating_structure import AlternatingStructure
 
-        def make(losses: TaskLosses) -> AlternatingStructure:  # noqa: ARG001 - strengths are absolute
-            return AlternatingStructure(
-                self.alpha, self.n_directions, ridge=self.ridge, tol=_TOLERANCE, max_iter=_STEPS
-            )
-
-        return _fit(train, self.intercepts, make)
+        return AlternatingStructure(self.alpha, self.n_directions, ridge=self.ridge, tol=TOLERANCE, max_iter=STEPS)
 
 
 @dataclass(frozen=True)
-class GroupingOverlapLearner:
+class GroupingOverlapLearner(EstimatorLearner):
     """Every task mixes a few of k latent tasks (GO-MTL).
 
     See :class:`~polytask.linear.grouping_overlap.GroupingOverlap`.
@@ -405,7 +246,7 @@ class GroupingOverlapLearner:
     ridge
         Strength of the squared penalty on the latent tasks, positive.
     intercepts
-        ``"own"`` or ``"coupled"``; see the module.
+        ``"own"`` or ``"coupled"``; see :mod:`~polytask.linear.learning`.
     """
 
     n_latent: int = 3
@@ -413,13 +254,8 @@ class GroupingOverlapLearner:
     ridge: float = 0.01
     intercepts: str = "own"
 
-    sharing: ClassVar[str] = "shared"
     summary: ClassVar[str] = "every task mixes a few of k latent tasks (GO-MTL)"
-    inner_folds: ClassVar[int] = 5
-    refits: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check(self, "alpha", "ridge", "n_latent")
+    positive: ClassVar[tuple[str, ...]] = ("alpha", "ridge", "n_latent")
 
     @classmethod
     def search_space(cls) -> dict[str, Distribution]:
@@ -427,24 +263,10 @@ class GroupingOverlapLearner:
             "n_latent": Choice((1, 2, 3, 5, 8)),
             "alpha": LogUniform(1e-3, 1.0),
             "ridge": LogUniform(1e-3, 1.0),
-            "intercepts": Choice(_INTERCEPTS),
+            "intercepts": Choice(INTERCEPTS),
         }
 
-    def refuses(self, task: Task) -> str | None:  # noqa: ARG002 - every kind can be learned
-        return None
-
-    def fit(
-        self,
-        train: TaskData,
-        *,
-        valid: TaskData | None = None,  # noqa: ARG002 - nothing to stop early
-        seed: int = 0,  # noqa: ARG002 - no randomness
-        progress: Progress | None = None,  # noqa: ARG002 - quick
-        checkpoint: Path | None = None,  # noqa: ARG002 - quick
-    ) -> LinearModel:
+    def _estimator(self, losses: TaskLosses) -> GroupingOverlap:  # noqa: ARG002 - strengths are absolute
         from polytask.linear.grouping_overlap import GroupingOverlap
 
-        def make(losses: TaskLosses) -> GroupingOverlap:  # noqa: ARG001 - strengths are absolute
-            return GroupingOverlap(self.n_latent, alpha=self.alpha, ridge=self.ridge, tol=_TOLERANCE, max_iter=_STEPS)
-
-        return _fit(train, self.intercepts, make)
+        return GroupingOverlap(self.n_latent, alpha=self.alpha, ridge=self.ridge, tol=TOLERANCE, max_iter=STEPS)

@@ -44,7 +44,7 @@ class RelaxedClusters(PenalisedEstimator):
     side
         ``"tasks"``: M relates tasks (CMTL). ``"features"``: M relates features (cASO). The
         coefficients are the same.
-    loss, task_weights, fit_intercept, tol, max_iter, warm_start
+    loss, epsilon, task_weighting, fit_intercept, tol, max_iter, warm_start
         As of :class:`~polytask.linear.trace_norm.TraceNorm`.
 
     Attributes
@@ -77,7 +77,8 @@ class RelaxedClusters(PenalisedEstimator):
         ridge: float = 0.01,
         side: str = "tasks",
         loss: Any = "squared",
-        task_weights: Any = "equal",
+        epsilon: float = 1.35,
+        task_weighting: Any = "equal",
         fit_intercept: bool = True,
         tol: float = 1e-6,
         max_iter: int = 10_000,
@@ -88,7 +89,8 @@ class RelaxedClusters(PenalisedEstimator):
         self.ridge = ridge
         self.side = side
         self.loss = loss
-        self.task_weights = task_weights
+        self.epsilon = epsilon
+        self.task_weighting = task_weighting
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
@@ -121,7 +123,7 @@ class RelaxedClusters(PenalisedEstimator):
 
     def _relate(self) -> dict[str, Relation]:
         size = len(self.projection_)
-        names = names_of(self.tasks_) if self.side == "tasks" else feature_names(self, size)
+        names = names_of(self.outputs_) if self.side == "tasks" else feature_names(self, size)
         found = {
             "projection": Relation(
                 "covariance", self.projection_, names, names, "M: near 1 / size within a cluster, 0 between clusters."
@@ -131,7 +133,7 @@ class RelaxedClusters(PenalisedEstimator):
             found.update(
                 task_relations(
                     self.projection_ + float(self.ridge) / float(self.alpha) * np.eye(size),
-                    self.tasks_,
+                    self.outputs_,
                     "Prior covariance eta I + M of the tasks' coefficients.",
                 )
             )

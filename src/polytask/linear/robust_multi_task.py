@@ -62,7 +62,7 @@ class RobustMultiTask(PenalisedEstimator):
     shared
         ``"low-rank"``: the shared part has few directions (trace norm). ``"features"``: it uses few
         features (l1/l2 norm).
-    loss, task_weights, fit_intercept, tol, max_iter, warm_start
+    loss, epsilon, task_weighting, fit_intercept, tol, max_iter, warm_start
         As of :class:`~polytask.linear.trace_norm.TraceNorm`.
 
     Attributes
@@ -96,7 +96,8 @@ class RobustMultiTask(PenalisedEstimator):
         *,
         shared: str = "low-rank",
         loss: Any = "squared",
-        task_weights: Any = "equal",
+        epsilon: float = 1.35,
+        task_weighting: Any = "equal",
         fit_intercept: bool = True,
         tol: float = 1e-6,
         max_iter: int = 10_000,
@@ -106,7 +107,8 @@ class RobustMultiTask(PenalisedEstimator):
         self.outlier = outlier
         self.shared = shared
         self.loss = loss
-        self.task_weights = task_weights
+        self.epsilon = epsilon
+        self.task_weighting = task_weighting
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
@@ -130,11 +132,11 @@ class RobustMultiTask(PenalisedEstimator):
             "outliers": Relation(
                 "weights",
                 norms.T,
-                names_of(self.tasks_),
+                names_of(self.outputs_),
                 ("shared", "own"),
                 "Norms of a task's shared and own coefficients; own is 0 unless the task is an outlier.",
             ),
             **task_relations(
-                root_covariance(self.shared_coef_), self.tasks_, "(L L^T)^(1/2) / trace of the shared part."
+                root_covariance(self.shared_coef_), self.outputs_, "(L L^T)^(1/2) / trace of the shared part."
             ),
         }

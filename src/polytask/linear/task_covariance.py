@@ -33,7 +33,7 @@ class TaskCovariance(PenalisedEstimator):
         Strength of the relationship penalty, positive.
     ridge
         Strength of the plain squared penalty, not negative.
-    loss, task_weights, fit_intercept, tol, max_iter, warm_start
+    loss, epsilon, task_weighting, fit_intercept, tol, max_iter, warm_start
         As of :class:`~polytask.linear.trace_norm.TraceNorm`.
 
     Attributes
@@ -63,7 +63,8 @@ class TaskCovariance(PenalisedEstimator):
         ridge: float = 0.01,
         *,
         loss: Any = "squared",
-        task_weights: Any = "equal",
+        epsilon: float = 1.35,
+        task_weighting: Any = "equal",
         fit_intercept: bool = True,
         tol: float = 1e-6,
         max_iter: int = 10_000,
@@ -72,7 +73,8 @@ class TaskCovariance(PenalisedEstimator):
         self.alpha = alpha
         self.ridge = ridge
         self.loss = loss
-        self.task_weights = task_weights
+        self.epsilon = epsilon
+        self.task_weighting = task_weighting
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
@@ -88,4 +90,4 @@ class TaskCovariance(PenalisedEstimator):
 
     def _relate(self) -> dict[str, Relation]:
         about = "How the tasks' coefficients vary together, learned with them; trace 1."
-        return task_relations(self.covariance_, self.tasks_, about)
+        return task_relations(self.covariance_, self.outputs_, about)

@@ -30,7 +30,7 @@ class TraceNorm(PenalisedEstimator):
     ----------
     alpha
         Strength of the penalty, positive; from :meth:`alpha_max` on, all coefficients are 0.
-    loss, task_weights, fit_intercept
+    loss, epsilon, task_weighting, fit_intercept
         As of :class:`~polytask.linear.block_sparse.BlockSparse`.
     tol
         Stop when the duality gap is at most ``tol`` times the objective at W = 0.
@@ -72,7 +72,8 @@ class TraceNorm(PenalisedEstimator):
         alpha: float = 0.1,
         *,
         loss: Any = "squared",
-        task_weights: Any = "equal",
+        epsilon: float = 1.35,
+        task_weighting: Any = "equal",
         fit_intercept: bool = True,
         tol: float = 1e-6,
         max_iter: int = 10_000,
@@ -80,7 +81,8 @@ class TraceNorm(PenalisedEstimator):
     ) -> None:
         self.alpha = alpha
         self.loss = loss
-        self.task_weights = task_weights
+        self.epsilon = epsilon
+        self.task_weighting = task_weighting
         self.fit_intercept = fit_intercept
         self.tol = tol
         self.max_iter = max_iter
@@ -96,7 +98,7 @@ class TraceNorm(PenalisedEstimator):
 
     def _relate(self) -> dict[str, Relation]:
         W = self.coef_
-        tasks, features = names_of(self.tasks_), feature_names(self, W.shape[1])
+        tasks, features = names_of(self.outputs_), feature_names(self, W.shape[1])
         factors = tuple(f"direction {number + 1}" for number in range(self.rank_))
         return {
             "loadings": Relation(
@@ -110,7 +112,7 @@ class TraceNorm(PenalisedEstimator):
                 "coefficients", self.components_.T, features, factors, "Unit vectors that the tasks' coefficients mix."
             ),
             **relations_of(
-                root_covariance(W), self.tasks_, "The matrix (W W^T)^(1/2) / trace behind the penalty: trace 1."
+                root_covariance(W), self.outputs_, "The matrix (W W^T)^(1/2) / trace behind the penalty: trace 1."
             ),
         }
 

@@ -17,20 +17,18 @@ import numpy as np
 import torch
 
 from polytask.balance.base import Balancer
-from polytask.balance.equal import Equal
-from polytask.balance.uncertainty import Uncertainty
 from polytask.core.data import TaskData
-from polytask.core.errors import InputError, unknown
+from polytask.core.errors import InputError
 from polytask.core.learner import Model, Progress
 from polytask.core.scaling import TargetScaler
 from polytask.core.search import Choice, Distribution, LogUniform
 from polytask.core.task import Floats, Task
 from polytask.deep.base import SharingNetwork
 from polytask.deep.heads import Heads
+from polytask.train.balancers import TUNED, check_balancer, make_balancer
 from polytask.train.loop import Fitted, TrainSettings, fit
 from polytask.train.model import NetworkModel, build
 
-BALANCERS = ("equal", "uncertainty")
 _HELD_OUT = 0.2
 _LEAST_ROWS = 10
 
@@ -105,7 +103,7 @@ class _NetworkLearner:
         start_at_constants(network, train)
         fitted = fit(
             network,
-            self._balancer(train.tasks),
+            self._balancer(train.tasks, seed),
             train,
             valid,
             settings=self._settings(),
@@ -156,8 +154,8 @@ class _NetworkLearner:
             "activation": self.activation,
         }
 
-    def _balancer(self, tasks: tuple[Task, ...]) -> Balancer:
-        return Equal(len(tasks))
+    def _balancer(self, tasks: tuple[Task, ...], seed: int) -> Balancer:
+        return make_balancer("equal", tasks, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +180,9 @@ class HardSharingLearner(_NetworkLearner):
     Parameters
     ----------
     balancer
-        ``"equal"`` (the mean of the task losses) or ``"uncertainty"`` (learned noise per task).
+        How the losses become one update: ``"equal"`` (the mean of the task losses), ``"uncertainty"``
+        (learned noise per task) or any other of :data:`~polytask.train.balancers.BALANCERS`. Tuning
+        chooses between the first two.
     """
 
     balancer: str = "equal"
@@ -193,14 +193,14 @@ class HardSharingLearner(_NetworkLearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_balancer(self.balancer)
+        check_balancer(self.balancer)
 
     @classmethod
     def search_space(cls) -> dict[str, Distribution]:
-        return {**super().search_space(), "balancer": Choice(BALANCERS)}
+        return {**super().search_space(), "balancer": Choice(TUNED)}
 
-    def _balancer(self, tasks: tuple[Task, ...]) -> Balancer:
-        return _balancer(self.balancer, tasks, "mean")
+    def _balancer(self, tasks: tuple[Task, ...], seed: int) -> Balancer:
+        return make_balancer(self.balancer, tasks, reduction="mean", seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ class SoftSharingLearner(_NetworkLearner):
     strength
         Weight of the penalty, at least 0: 0 is single-task learning, infinity one shared encoder.
     balancer
-        ``"equal"`` (the sum of the task losses) or ``"uncertainty"``.
+        ``"equal"`` (the sum of the task losses), ``"uncertainty"`` or another loss weighting.
     """
 
     strength: float = 0.1
@@ -224,30 +224,19 @@ class SoftSharingLearner(_NetworkLearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_balancer(self.balancer)
+        check_balancer(self.balancer, shares=False)
         if not 0 <= self.strength < float("inf"):
             raise InputError(f"strength is {self.strength}; give a finite number of at least 0")
 
     @classmethod
     def search_space(cls) -> dict[str, Distribution]:
-        return {**super().search_space(), "strength": LogUniform(1e-4, 10.0), "balancer": Choice(BALANCERS)}
+        return {**super().search_space(), "strength": LogUniform(1e-4, 10.0), "balancer": Choice(TUNED)}
 
     def _description(self, data: TaskData) -> dict[str, Any]:
         return {**super()._description(data), "strength": float(self.strength)}
 
-    def _balancer(self, tasks: tuple[Task, ...]) -> Balancer:
-        return _balancer(self.balancer, tasks, "sum")
-
-
-def _check_balancer(name: str) -> None:
-    if name not in BALANCERS:
-        raise InputError(unknown("balancer", name, BALANCERS))
-
-
-def _balancer(name: str, tasks: tuple[Task, ...], reduction: Any) -> Balancer:
-    if name == "uncertainty":
-        return Uncertainty([task.kind for task in tasks], init="auto")
-    return Equal(len(tasks), reduction=reduction)
+    def _balancer(self, tasks: tuple[Task, ...], seed: int) -> Balancer:
+        return make_balancer(self.balancer, tasks, seed=seed)
 
 
 @torch.no_grad()

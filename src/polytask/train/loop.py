@@ -22,6 +22,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polytask.balance.base import Balancer
+from polytask.balance.base import Balancer, GradientBalancer
+from polytask.balance.features import Features, LinearHeads
 from polytask.core.data import TaskData
 from polytask.core.errors import InputError, PolytaskError, unknown
 from polytask.core.learner import Progress
@@ -210,11 +212,8 @@ def fit(
         raise InputError(f"the network has the tasks {[t.name for t in network.tasks]}, the data {list(train.names)}")
     if valid is not None and valid.names != train.names:
         raise InputError(f"train has the tasks {list(train.names)}, valid {list(valid.names)}; they must be the same")
-    if balancer.needs_shared and not network.shared_parameters():
-        raise InputError(
-            f"{type(balancer).__name__} balances gradients of shared parameters, but {type(network).__name__} has "
-            "none; use Uncertainty, or a network that shares, such as HardSharing"
-        )
+    one_trunk = type(network).scores_and_features is not SharingNetwork.scores_and_features and not settings.own_rows
+    balancer.check(network.shared_parameters(), features=one_trunk, network=type(network).__name__)
     device = pick_device(settings.device)
     with torch.random.fork_rng(devices=_cuda_index(device)):
         torch.default_generator.manual_seed(seed)
@@ -267,6 +266,7 @@ class _Loop:
             sparse = train.one_task_per_row or 2 * self.train.sizes.sum() < train.n_rows * len(train.tasks)
             own_rows = sparse and not network.shared_parameters()
         self.own_rows = bool(own_rows)
+        self.looks_at_features = isinstance(balancer, GradientBalancer) and not self.own_rows
         self.sampler = Sampler(
             self.train,
             batch_size=settings.batch_size,
@@ -278,6 +278,7 @@ class _Loop:
         n_tasks, groups = len(train.tasks), len(train.tasks) if self.each_stops else 1
         self.epoch = self.step = 0
         self.sums, self.counts = torch.zeros(2, n_tasks, device=device)
+        self.dropped = torch.zeros(n_tasks, dtype=torch.int64, device=device)
         self.curves: list[Tensor] = []  # (2, T) per epoch: train, valid
         self.best = torch.full((groups,), torch.inf, dtype=torch.float64)
         self.best_epoch = torch.full((groups,), -1, dtype=torch.int64)
@@ -295,7 +296,7 @@ class _Loop:
                 "seed": seed,
                 "tasks": [task.describe() for task in train.tasks],
                 "network": type(network).__name__,
-                "balancer": type(balancer).__name__,
+                "balancer": [type(balancer).__name__, _plain_settings(balancer)],
                 "torch": torch.__version__,
                 "device": device.type,
             }
@@ -356,29 +357,47 @@ class _Loop:
         rate = settings.rate(done, settings.max_epochs * self.sampler.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        losses, counts = self.measure(batch)
+        losses, counts, features = self.measure(batch, balance=True)
+        finite = losses.detach().isfinite()
+        if not bool(finite.all()):
+            losses, counts, features = self.measure(batch, balance=True, kept=finite)
+            self.dropped += ~finite
         self.optimiser.zero_grad()
-        self.balancer.backward(losses, self.shared, self.private, present=counts > 0)
+        self.balancer.backward(losses, self.shared, self.private, present=counts > 0, features=features)
         self.network.penalty_gradient()
         if settings.clip is not None:
             (_clip_each if self.separate else nn.utils.clip_grad_norm_)(self.parameters, settings.clip)
         self.optimiser.step()
         self.network.after_step(rate)
+        if self.balancer.needs_second_look:
+            with torch.no_grad():
+                again, seen, _ = self.measure(batch)
+            self.balancer.after_step(again, present=(seen > 0) & (counts > 0) & again.isfinite())
         self.sums += losses.detach() * counts
         self.counts += counts
 
-    def measure(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return each task's mean loss and number of labels, ``(T,)``; tasks that stopped are not computed."""
-        present = batch.present
-        if self.running is None:
-            scores = self.network.all_scores(batch.inputs, self.own_rows)
-        else:
+    def measure(
+        self, batch: Batch, *, balance: bool = False, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Features | None]:
+        """Return each task's mean loss and number of labels, ``(T,)``; tasks that stopped are not computed.
+
+        With ``balance`` comes the last shared representation, for a balancer that looks at it. Tasks
+        outside ``kept`` ``(T,)`` have no label.
+        """
+        present = batch.present if kept is None else batch.present & kept[:, None]
+        features: Features | None = None
+        if self.running is not None:
             index, numbers = self.running
             inputs = {name: array[index] for name, array in batch.inputs.items()} if self.own_rows else batch.inputs
             some = self.network.all_scores(inputs, self.own_rows, only=numbers)
             scores = some.new_zeros(self.train.n_tasks, *some.shape[1:]).index_copy(0, index, some)
             present = present & torch.zeros_like(present[:, :1]).index_fill(0, index, True)
-        return self.loss(scores, batch.targets, present), present.sum(1)
+        elif balance and self.looks_at_features and (found := self.network.scores_and_features(batch.inputs)):
+            scores, shared, weight = found
+            features = LinearHeads(shared, scores, weight)
+        else:
+            scores = self.network.all_scores(batch.inputs, self.own_rows)
+        return self.loss(scores, batch.targets, present), present.sum(1), features
 
     def skip_stopped(self) -> None:
         """Note which tasks still train, where each stops by itself; None stands for all."""
@@ -401,6 +420,7 @@ class _Loop:
         self.curves.append(curve)
         self.sums.zero_()
         self.counts.zero_()
+        self.balancer.end_epoch()
         self.epoch, self.step = self.epoch + 1, 0
         if self.network.end_epoch():
             self.gather_parameters(self.optimiser.state)
@@ -416,7 +436,7 @@ class _Loop:
             self.network.eval()
             with torch.no_grad():
                 for batch in self.valid.everything(self.own_rows):
-                    losses, number = self.measure(batch)
+                    losses, number, _ = self.measure(batch)
                     sums += losses * number
                     counts += number
         return sums / counts
@@ -469,6 +489,13 @@ class _Loop:
             self.save()
         self.network.load_state_dict(self.best_weights)
         self.network.eval()
+        for name, count in zip(self.train.names, self.dropped.tolist(), strict=True):
+            if count:
+                warnings.warn(
+                    f'the loss of task "{name}" was not finite in {count} of {self.epoch * self.sampler.steps} steps, '
+                    "which went on without it; look for extreme values in its targets, or lower learning_rate",
+                    stacklevel=3,
+                )
 
     def fitted(self) -> Fitted:
         curves = torch.stack(self.curves).numpy() if self.curves else np.zeros((0, 2, self.train.n_tasks))
@@ -498,6 +525,7 @@ class _Loop:
             "stop/stopped": self.stopped,
             "epoch/sums": self.sums,
             "epoch/counts": self.counts,
+            "dropped": self.dropped,
             "curves": torch.stack(self.curves) if self.curves else torch.zeros(0, 2, self.train.n_tasks).double(),
         }
         if self.device.type == "cuda":
@@ -524,6 +552,7 @@ class _Loop:
         self.stopped = tensors["stop/stopped"]
         self.skip_stopped()
         self.sums, self.counts = tensors["epoch/sums"].to(self.device), tensors["epoch/counts"].to(self.device)
+        self.dropped = tensors["dropped"].to(self.device)
         self.curves = list(tensors["curves"])
         self.epoch, self.step = int(facts["epoch"]), int(facts["step"])
         torch.set_rng_state(tensors["random/cpu"])
@@ -533,6 +562,14 @@ class _Loop:
     def _optimised(self) -> Iterator[nn.Parameter]:
         for group in self.optimiser.param_groups:
             yield from group["params"]
+
+
+def _plain_settings(balancer: Balancer) -> dict[str, Any]:
+    """Return the balancer's settings that are plain values; what it remembers is part of its state."""
+    kinds = (bool, int, float, str, type(None))
+    return {
+        name: value for name, value in sorted(vars(balancer).items()) if isinstance(value, kinds) and name[0] != "_"
+    }
 
 
 def _clip_each(parameters: list[nn.Parameter], limit: float) -> None:

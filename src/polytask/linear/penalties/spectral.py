@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from scipy.linalg.lapack import dsyevd
 
 from polytask.core.task import Floats
 
@@ -48,13 +49,22 @@ def singular_values(W: Floats) -> Floats:
     return np.asarray(np.linalg.svd(W, compute_uv=False))
 
 
+def squared_singular_values(W: Floats) -> Floats:
+    """Return the squares of the singular values of ``W``, ascending, to 1e-16 of the largest."""
+    gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
+    return np.maximum(np.linalg.eigvalsh(gram), 0.0)
+
+
 def eigen(W: Floats) -> tuple[Floats, Floats, bool]:
     """Return the singular values of ``W``, ascending, their vectors on the smaller side, and whether that is the left.
 
     Values below 1e-8 of the largest are rounding.
     """
     left = W.shape[0] <= W.shape[1]
-    values, vectors = np.linalg.eigh(W @ W.T if left else W.T @ W)
+    gram = W @ W.T if left else W.T @ W
+    values, vectors, failed = dsyevd(gram.T, lower=1, overwrite_a=1)
+    if failed:
+        raise np.linalg.LinAlgError("eigenvalues of a coefficient matrix did not converge; are all numbers finite?")
     return np.sqrt(np.maximum(values, 0.0)), vectors, left
 
 
@@ -158,20 +168,8 @@ class SpectralBox:
     size: int
 
     def value(self, W: Floats) -> float:
-        s = singular_values(W)
-        return float(0.5 * self.alpha * (s**2 / self.weights(s)).sum())
-
-    @property
-    def typical_curvature(self) -> float:
-        """Second derivative along a direction of average weight."""
-        return self.alpha * self.size / self.total
-
-    def slope(self, W: Floats) -> tuple[float, Floats]:
-        """Return the value and its gradient: alpha W with the singular values divided by the best m."""
-        s, vectors, left = eigen(W)
-        m = self.weights(s)
-        value = 0.5 * self.alpha * float((s**2 / m).sum())
-        return value, scale_singular_values(W, vectors, left, self.alpha / m)
+        squares = squared_singular_values(W)
+        return float(0.5 * self.alpha * (squares / self.weights(np.sqrt(squares))).sum())
 
     def weights(self, s: Floats) -> Floats:
         """Return the best m for singular values ``s``: clip(u s_i, low, high) with the u that gives the total."""
@@ -188,7 +186,7 @@ class SpectralBox:
         return 1.0
 
     def conjugate(self, G: Floats) -> float:
-        squares = singular_values(G) ** 2
+        squares = squared_singular_values(G)[::-1]
         spare = self.total - self.size * self.low  # what the largest values may have on top of low
         room = self.high - self.low
         each = np.clip(spare - room * np.arange(len(squares)), 0.0, room)
@@ -200,26 +198,22 @@ def _clipped(s: Floats, low: float, high: float, total: float, size: int) -> Flo
 
     Where u would be infinite (too few values above 0) the values above 0 have ``high``.
     """
-    positive = np.sort(s[s > 0])
+    positive = s[s > 0]
     count = len(positive)
     spare = total - size * low
     if count == 0 or spare <= 0.0 or high <= low:
         return np.full(len(s), low)
     if spare >= count * (high - low):
         return np.where(s > 0, high, low)
-    ends = np.sort(np.concatenate([low / positive, high / positive]))
-    sums = np.concatenate([[0.0], np.cumsum(positive)])
-    # at u, values above high / u are at high and those below low / u at low
-    inside = np.searchsorted(positive, low / ends, side="right")
-    outside = np.searchsorted(positive, high / ends, side="left")
-    outside = np.maximum(outside, inside)
-    used = ends * (sums[outside] - sums[inside]) - low * (outside - inside) + (high - low) * (count - outside)
-    right = min(int(np.searchsorted(used, spare)), len(ends) - 1)
+    ends = np.concatenate([low / positive, high / positive])  # where a value leaves low and reaches high
+    ends.sort()
+    used = np.minimum(np.maximum(ends[:, None] * positive, low), high).sum(axis=1) - count * low
+    right = min(int(used.searchsorted(spare)), len(ends) - 1)
     left = max(right - 1, 0)
     width = used[right] - used[left]
     share = (spare - used[left]) / width if width > 0 else 1.0
     u = ends[left] + min(max(share, 0.0), 1.0) * (ends[right] - ends[left])
-    return np.clip(u * s, low, high)
+    return np.asarray(np.minimum(np.maximum(u * s, low), high))
 
 
 @dataclass(frozen=True)
@@ -231,17 +225,6 @@ class AroundMean:
 
     mean: float
     deviations: SpectralBox
-
-    @property
-    def typical_curvature(self) -> float:
-        """Second derivative along a deviation of average weight."""
-        return self.deviations.typical_curvature
-
-    def slope(self, W: Floats) -> tuple[float, Floats]:
-        """Return the value and its gradient."""
-        average = W.mean(axis=0)
-        value, gradient = self.deviations.slope(W - average)
-        return value + 0.5 * self.mean * len(W) * float(average @ average), gradient + self.mean * average
 
     def value(self, W: Floats) -> float:
         average = W.mean(axis=0)

@@ -12,7 +12,8 @@ With A_t = I + S_t Q:  b_t - S_t (w_0 + v_t) = A_t^-1 (b_t - S_t w_0), hence one
 
     (diag(p) + sum_t A_t^-1 S_t) w_0 = sum_t A_t^-1 b_t,      v_t = Q A_t^-1 (b_t - S_t w_0).
 
-Cost O(P d³ + T d²) for P different Hessians.
+Cost O(P d³ + T d²) for P different Hessians. With more features than Gram matrices can have, the two
+conditions are solved together by conjugate gradients on products with the rows.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from polytask.core.task import Floats
-from polytask.linear.solvers.losses import Curvature, Point, TaskLosses
+from polytask.linear.solvers.losses import Curvature, Point, RowHessian, TaskLosses
 
 _HALVINGS = 40
+_CONJUGATE_STEPS = 5000
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,14 @@ def solve_coupled(
             break
         if steps >= max_steps:
             break
-        curvature = losses.curvature(point)
-        linear = curvature.times(point.W) - point.gradient
-        goal_common, goal_own = eliminate(curvature, linear, precision, variance)
+        hessian = losses.hessian(point, outside=1e-3)
+        linear = hessian.times(point.W) - point.gradient
+        if isinstance(hessian, Curvature):
+            goal_common, goal_own = eliminate(hessian, linear, precision, variance)
+        else:
+            assert isinstance(hessian, RowHessian)
+            goal = 0.3 * bound if losses.all_quadratic else 0.1 * min(left, max(bound, left**2))
+            goal_common, goal_own = _iterate(hessian, linear, precision, variance, (common, own), goal)
         steps += 1
         if losses.all_quadratic:
             common, own = goal_common, goal_own
@@ -125,6 +132,37 @@ def solve_coupled(
             break
         common, own, point = new_common, new_own, moved
     return CoupledSolution(point.W, common, point.intercept, left, bound, max(steps, 1))
+
+
+def _iterate(
+    hessian: RowHessian, linear: Floats, precision: Floats, variance: Floats, start: tuple[Floats, Floats], goal: float
+) -> tuple[Floats, Floats]:
+    """Solve the quadratic problem to a gradient of ``goal`` by preconditioned conjugate gradients."""
+    free, kept = np.isfinite(precision), variance > 0
+    p, inverse = _finite(precision), _inverse(variance)
+
+    def product(z: Floats) -> Floats:
+        pulled = hessian.times(z[0] + z[1:])
+        return np.concatenate([(pulled.sum(axis=0) + p * z[0])[None] * free, (pulled + inverse * z[1:]) * kept])
+
+    diagonal = hessian.diagonal()
+    scale = np.concatenate([(diagonal.sum(axis=0) + p)[None], diagonal + inverse])
+    scale = np.where(scale > 0, scale, 1.0)
+    z = np.concatenate([start[0][None] * free, start[1] * kept])
+    rest = np.concatenate([linear.sum(axis=0)[None] * free, linear * kept]) - product(z)
+    step = rest / scale
+    size = float((rest * step).sum())
+    for _ in range(_CONJUGATE_STEPS):
+        if np.abs(rest).max(initial=0.0) <= goal or size <= 0.0:
+            break
+        moved = product(step)
+        length = size / float((step * moved).sum())
+        z += length * step
+        rest -= length * moved
+        ready = rest / scale
+        after = float((rest * ready).sum())
+        step, size = ready + after / size * step, after
+    return z[0], z[1:]
 
 
 def _solve_symmetric(system: Floats, right: Floats) -> Floats:

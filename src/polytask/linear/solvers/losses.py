@@ -2,31 +2,42 @@
 
     F(W) = sum_t s_t min_b sum_i a_i loss(y_i, x_i^T w_t + b)          W: (T, d), s_t = c_t / sum_i a_i
 
-with loss(y, z) = 1/2 (y - z)² (squared) or log(1 + exp(z)) - y z with y in {0, 1} (logistic).
+with loss(y, z) = 1/2 (y - z)² (squared), log(1 + exp(z)) - y z with y in {0, 1} (logistic), or, with
+r = y - z, r² / 2 for |r| <= delta_t and delta_t |r| - delta_t² / 2 beyond (Huber). A multinomial loss
+belongs to K rows of W at once, one per class: log sum_k exp(z_k) - z_y, with y given as K columns 0/1.
 Since the best intercept is used everywhere, F is a function of W only: its gradient is the usual
 one, its Hessian is that of inputs centred with the curvature weights, and the residuals of every
 task add up to zero, which makes scaled residuals a feasible point of the dual problem.
 
-Squared losses are computed from moments, logistic ones (and squared ones whose Gram matrices would
-be too large) from the rows.
+Squared losses are computed from moments, the others (and squared ones whose Gram matrices would be
+too large) from the rows. Sparse rows stay sparse: their mean is subtracted from the products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, xlogy
+from scipy.sparse import diags_array
+from scipy.special import expit, logsumexp, xlogy
 
 from polytask.core.data import Ints
+from polytask.core.errors import InputError
 from polytask.core.task import Floats
-from polytask.linear.moments import Block, Moments
+from polytask.linear.moments import Block, Moments, MomentsOnly, Stack, is_sparse, totals_of
 
 Bools = NDArray[np.bool_]
 
+SQUARED, HUBER, LOGISTIC, MULTINOMIAL = 0, 1, 2, 3  # from MULTINOMIAL on, one number per loss
+
 _LARGEST_GRAMS = 20_000_000  # numbers; 160 MB
+_LARGEST_CURVATURE = 60_000_000  # numbers; 480 MB
+_MOST_CURVATURE = 1_000_000_000  # numbers; 8 GB
+OUTSIDE = 0.1  # share of the bounding curvature that stands in for the zero beyond Huber's threshold
+_HALVINGS = 30
 _INTERCEPT_STEPS = 100
 
 
@@ -43,7 +54,10 @@ class Point:
     losses
         c_t times the mean loss of each task, ``(T,)``.
     residuals
-        Per block of rows: y minus the mean response, ``(m, k)`` (None for blocks kept as moments).
+        Per block of rows: y minus the mean response, ``(m, k)`` (None for blocks kept as moments); of Huber
+        losses not yet cut off at delta.
+    stacked
+        The same of the rows of tasks with logistic losses and rows of their own, ``(m,)``.
     """
 
     W: Floats
@@ -51,6 +65,7 @@ class Point:
     intercept: Floats
     losses: Floats
     residuals: tuple[Floats, ...]
+    stacked: Floats | None = None
 
     @property
     def value(self) -> float:
@@ -70,12 +85,208 @@ class Curvature:
         return _rows_times(self.grams, self.pattern, W) * self.scale[:, None]
 
 
+def kinds_of(curvature: Curvature) -> tuple[Floats, Ints]:
+    """Return the distinct Hessians (pattern, scale) ``(2, K)`` and which of them each task has, ``(T,)``."""
+    T = len(curvature.pattern)
+    if len(curvature.grams) == T and (curvature.pattern == np.arange(T)).all():
+        return np.stack([np.arange(T), curvature.scale]), np.arange(T)
+    kinds, which = np.unique(np.stack([curvature.pattern, curvature.scale]), axis=1, return_inverse=True)
+    return kinds, which.reshape(-1)
+
+
+class Hessian(Protocol):
+    """Something that multiplies the Hessians of all tasks with the rows of W."""
+
+    def times(self, W: Floats) -> Floats:
+        """Return the Hessians times the rows of ``W`` ``(T, d)``."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Rows:
-    """A block of rows whose columns all have the same loss."""
+    """A block of rows whose columns all have the same kind of loss.
+
+    Parameters
+    ----------
+    shift
+        What is to be subtracted from every row of sparse inputs, ``(d,)``; None: nothing (dense inputs are centred).
+    delta
+        Thresholds of Huber losses, ``(k,)``.
+    """
 
     block: Block
-    logistic: bool
+    kind: int
+    shift: Floats | None = None
+    delta: Floats | None = None
+
+    def times(self, W: Floats) -> Floats:
+        """Return X W^T, ``(m, k)``."""
+        product = np.asarray(self.block.X @ W.T)
+        return product if self.shift is None else product - W @ self.shift
+
+    def back(self, R: Floats) -> Floats:
+        """Return R^T X, ``(k, d)``, of ``R`` ``(m, k)``."""
+        if not is_sparse(self.block.X):
+            return np.asarray(R.T @ self.block.X)
+        product = np.asarray((self.block.X.T @ R).T)
+        return product if self.shift is None else product - np.outer(R.sum(axis=0), self.shift)
+
+    def gram(self, root: Floats, features: Ints | None, *, centre: bool) -> Floats:
+        """Return sum_i r_i² (x_i - mean)(x_i - mean)^T on some features, the mean weighted by r² (or 0)."""
+        X = self.block.X if features is None else self.block.X[:, features]
+        if not is_sparse(X):
+            return _weighted_gram(X, root, centre)
+        rooted = diags_array(root) @ X
+        gram = np.asarray((rooted.T @ rooted).toarray())
+        total = float(root @ root)
+        sums = np.asarray(rooted.T @ root)
+        if centre and total > 0:
+            return gram - np.outer(sums, sums) / total
+        if self.shift is None:
+            return gram
+        mean = self.shift if features is None else self.shift[features]
+        cross = np.outer(sums, mean)
+        return gram - cross - cross.T + total * np.outer(mean, mean)
+
+    def psi(self, residual: Floats) -> Floats:
+        """Return minus the derivatives of the losses."""
+        return residual if self.delta is None else np.clip(residual, -self.delta, self.delta)
+
+    def bend(self, residual: Floats, outside: float) -> Floats:
+        """Return weights of the squares in the quadratic model of the losses, ``(m, k)``, for row weights 1.
+
+        They are ``(m, 1)`` where all columns have the same: a multinomial Hessian diag(p) - p p^T is at most
+        2 max p (1 - p) times the identity.
+        """
+        if self.kind == SQUARED:
+            return np.ones((len(residual), 1))
+        if self.kind == HUBER:
+            size = np.abs(residual)
+            assert self.delta is not None
+            return np.where(size <= self.delta, 1.0, outside * self.delta / np.maximum(size, 1e-300))
+        mean = self.block.Y - residual
+        part = mean * (1.0 - mean)
+        return part if self.kind == LOGISTIC else 2.0 * part.max(axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class RowHessian:
+    """The Hessians by products with the rows: exact for multinomial losses, and for any number of features.
+
+    Parameters
+    ----------
+    known
+        The Hessians of the tasks kept as moments.
+    parts
+        Blocks of rows with the means of multinomial losses, or the weights of the squares of the others.
+    """
+
+    known: Curvature | None
+    parts: list[tuple[_Rows, Floats]]
+    scale: Floats
+    centre: bool
+    inverses: dict[int, Floats] = field(default_factory=dict)
+
+    def times(self, W: Floats) -> Floats:
+        """Return the Hessians times the rows of ``W`` ``(T, d)``."""
+        found = np.zeros_like(W) if self.known is None else self.known.times(W)
+        for rows, weights in self.parts:
+            out = rows.block.outputs
+            moved = rows.times(W[out])
+            if rows.kind >= MULTINOMIAL:
+                moved = self._multinomial(rows, weights, moved)
+            else:
+                if self.centre and rows.kind != SQUARED:
+                    total = weights.sum(axis=0)
+                    moved -= (weights * moved).sum(axis=0) / np.where(total > 0, total, 1.0)
+                moved = weights * moved
+            found[out] = rows.back(moved) * self.scale[out][:, None]
+        return found
+
+    def diagonal(self) -> Floats:
+        """Return diagonals of the Hessians or a little more, ``(T, d)``; there are no multinomial losses."""
+        found = np.zeros((len(self.scale), self.parts[0][0].block.X.shape[1]))
+        if self.known is not None:
+            own = np.einsum("pdd->pd", self.known.grams)
+            found += own[self.known.pattern] * self.known.scale[:, None]
+        for rows, weights in self.parts:
+            X = rows.block.X
+            squares = X.power(2) if is_sparse(X) else np.square(X)
+            found[rows.block.outputs] = (squares.T @ weights).T * self.scale[rows.block.outputs][:, None]
+        return found
+
+    def _multinomial(self, rows: _Rows, p: Floats, moved: Floats) -> Floats:
+        """Return a (diag(p) - p p^T) times each row of ``moved`` less the best change of the intercepts."""
+        ap = rows.block.weights[:, None] * p
+        found = ap * (moved - np.einsum("mk,mk->m", p, moved)[:, None])
+        if self.centre:
+            if rows.kind not in self.inverses:
+                self.inverses[rows.kind] = _inverse(np.diag(ap.sum(axis=0)) - ap.T @ p)
+            step = self.inverses[rows.kind] @ found.sum(axis=0)
+            found -= ap * (step - (p @ step)[:, None])
+        return found
+
+
+class _Stacked:
+    """Tasks with logistic losses and rows of their own, all dealt with at once by compiled loops."""
+
+    def __init__(self, stack: Stack, fit_intercept: bool) -> None:
+        from polytask.linear.solvers.logistic_rows import centre  # numba: loaded when a fit needs it
+
+        m = len(stack.y)
+        self.outputs, self.bounds, self.fit_intercept = stack.outputs, stack.bounds, fit_intercept
+        self.a = np.ones(m) if stack.weights is None else stack.weights
+        self.y = np.ascontiguousarray(stack.y)
+        self.means = np.empty((len(stack), stack.X.shape[1]))
+        self.columns = np.empty(stack.X.size)
+        centre(
+            np.ascontiguousarray(stack.X, dtype=np.float64),
+            self.a,
+            self.bounds,
+            fit_intercept,
+            self.means,
+            self.columns,
+        )
+        share = np.add.reduceat(self.a * self.y, stack.bounds[:-1]) / stack.totals
+        self.odds = np.zeros(len(stack))
+        if fit_intercept:
+            self.odds = np.log(share) - np.log1p(-share)
+
+    def at(self, W: Floats, intercept: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return losses, gradients and residuals, and write the best intercepts, which go in as a guess."""
+        from polytask.linear.solvers.logistic_rows import evaluate
+
+        losses, gradient, residual = np.empty(len(W)), np.empty_like(W), np.empty(len(self.y))
+        evaluate(
+            self.columns,
+            self.y,
+            self.a,
+            self.bounds,
+            np.ascontiguousarray(W),
+            self.fit_intercept,
+            intercept,
+            losses,
+            gradient,
+            residual,
+        )
+        return losses, gradient, residual
+
+    def entropies(self, residual: Floats, shrink: float) -> Floats:
+        """Return the dual objective of each task at ``shrink`` times the residuals, ``(K,)``."""
+        from polytask.linear.solvers.logistic_rows import entropies
+
+        found = np.empty(len(self.outputs))
+        entropies(self.y, self.a, self.bounds, residual, shrink, found)
+        return found
+
+    def grams(self, residual: Floats, features: Ints | None) -> Floats:
+        """Return the Hessians on some features, ``(K, f, f)``."""
+        from polytask.linear.solvers.logistic_rows import curvatures
+
+        chosen = np.arange(self.means.shape[1]) if features is None else features
+        found = np.empty((len(self.outputs), len(chosen), len(chosen)))
+        curvatures(self.columns, self.y, self.a, self.bounds, residual, chosen, self.fit_intercept, found)
+        return found
 
 
 class TaskLosses:
@@ -88,6 +299,11 @@ class TaskLosses:
     logistic
         Per task whether its loss is logistic, ``(T,)``; its targets are 0 and 1, and with an intercept
         both occur.
+    delta
+        Per task the threshold of its Huber loss, ``(T,)``; inf: its loss is another. None: no task has one.
+    classes
+        Per multinomial loss the numbers of its K columns in W, one per class; their targets are 0 and 1
+        and lie in one block. These columns count as tasks everywhere.
     weights
         c_t, ``(T,)``.
     n_features
@@ -104,36 +320,69 @@ class TaskLosses:
         weights: Floats,
         n_features: int,
         fit_intercept: bool = True,
+        delta: Floats | None = None,
+        classes: Sequence[Ints] = (),
     ) -> None:
         self.n_tasks = len(weights)
         self.n_features = n_features
         self.fit_intercept = fit_intercept
         self.logistic = np.asarray(logistic, dtype=np.bool_)
         self.totals = np.ones(self.n_tasks)
-        for block in blocks:
-            self.totals[block.outputs] = block.total
+        totals_of(blocks, self.totals)
         self.scale = np.asarray(weights, dtype=np.float64) / self.totals
-        squared, rest = _by_loss(blocks, self.logistic)
+        self.kind = np.where(self.logistic, LOGISTIC, SQUARED)
+        self.delta = np.full(self.n_tasks, np.inf) if delta is None else np.asarray(delta, dtype=np.float64)
+        self.kind[np.isfinite(self.delta)] = HUBER
+        for number, columns in enumerate(classes):
+            self.kind[columns] = MULTINOMIAL + number
         self.shift = np.zeros((self.n_tasks, n_features))
-        self.rows = [_Rows(block, True) for block in rest]
-        if len(squared) * n_features**2 <= _LARGEST_GRAMS:
+        self.stacked: _Stacked | None = None
+        if self._is_stacked(blocks):
+            assert isinstance(blocks, Stack)
+            self.stacked = _Stacked(blocks, fit_intercept)
+            self.shift[blocks.outputs] = self.stacked.means
+            blocks = []
+        squared, rest = _by_loss(blocks, self.kind)
+        self.rows = [self._rows_of(block) for block in rest]
+        if isinstance(squared, MomentsOnly) or (squared and len(squared) * n_features**2 <= _LARGEST_GRAMS):
             raw = Moments.of_blocks(squared, self.n_tasks, n_features)
             self.moments: Moments | None = raw if fit_intercept else raw.uncentred()
-            self.shift[:] = self.moments.mean_x[self.moments.pattern]
+            alone = self.kind == SQUARED
+            self.shift[alone] = self.moments.mean_x[self.moments.pattern[alone]]
         else:
             self.moments = None
-            self.rows = [*[_Rows(block, False) for block in squared], *self.rows]
-        if fit_intercept:
-            for rows in self.rows:
-                block = rows.block
-                self.shift[block.outputs] = block.weights @ block.X / block.total
-        self.rows = [_Rows(_centred(rows.block) if fit_intercept else rows.block, rows.logistic) for rows in self.rows]
-        self.in_moments = ~self.logistic if self.moments is not None else np.zeros(self.n_tasks, dtype=np.bool_)
+            self.rows = [*[self._rows_of(block) for block in squared], *self.rows]
+        self.in_moments = (self.kind == SQUARED) & (self.moments is not None)
+
+    def _is_stacked(self, blocks: Sequence[Block]) -> bool:
+        """Whether the blocks are rows of a stack whose losses are all logistic, and not too large for Hessians."""
+        if not isinstance(blocks, Stack) or is_sparse(blocks.X) or not (self.kind == LOGISTIC).all():
+            return False
+        return len(blocks) * self.n_features**2 <= _LARGEST_CURVATURE
+
+    def _rows_of(self, block: Block) -> _Rows:
+        """Return a block of one kind of loss about the means of its inputs, if there are intercepts."""
+        kind = int(self.kind[block.outputs[0]])
+        delta = self.delta[block.outputs] if kind == HUBER else None
+        shift = None
+        if self.fit_intercept:
+            mean = np.asarray(block.X.T @ block.weights, dtype=np.float64) / block.total
+            self.shift[block.outputs] = mean
+            if is_sparse(block.X):
+                shift = mean
+            else:
+                block = Block(block.X - mean, block.weights, block.Y, block.outputs)
+        return _Rows(block, kind, shift, delta)
 
     @property
     def all_quadratic(self) -> bool:
         """Whether F is quadratic."""
-        return not self.logistic.any()
+        return bool((self.kind == SQUARED).all())
+
+    @property
+    def separable(self) -> bool:
+        """Whether every row of W has a Hessian of its own, unlike the classes of a multinomial loss."""
+        return bool((self.kind < MULTINOMIAL).all())
 
     def at(self, W: Floats, start: Point | None = None) -> Point:
         """Evaluate F at ``W``; ``start`` is a point whose intercepts are near."""
@@ -149,32 +398,81 @@ class TaskLosses:
         residuals = []
         for rows in self.rows:
             block, out = rows.block, rows.block.outputs
-            margin = block.X @ W[out].T
-            if rows.logistic:
+            margin = rows.times(W[out])
+            if self.fit_intercept:
                 near = (
                     np.zeros(len(out))
                     if start is None
                     else start.intercept[out] + np.einsum("kd,kd->k", self.shift[out], W[out])
                 )
-                if self.fit_intercept:
-                    intercept[out] = _logistic_intercepts(block, margin, near)
-                z = margin + intercept[out]
+                intercept[out] = _intercepts(rows, margin, near)
+            z = margin + intercept[out]
+            if rows.kind == LOGISTIC:
                 residual = block.Y - expit(z)
                 loss = np.logaddexp(0.0, z) - block.Y * z
+            elif rows.kind >= MULTINOMIAL:
+                level = logsumexp(z, axis=1)[:, None]
+                residual = block.Y - np.exp(z - level)
+                loss = block.Y * (level - z)  # the loss of a row stands with its class
             else:
-                centre = block.weights @ block.Y / block.total if self.fit_intercept else np.zeros(len(out))
-                intercept[out] = centre
-                residual = block.Y - centre - margin
-                loss = 0.5 * np.square(residual)
+                residual = block.Y - z
+                cut = rows.psi(residual)
+                loss = cut * (residual - 0.5 * cut)
             losses[out] = self.scale[out] * (block.weights @ loss)
-            gradient[out] = -self.scale[out][:, None] * ((residual * block.weights[:, None]).T @ block.X)
+            gradient[out] = -self.scale[out][:, None] * rows.back(rows.psi(residual) * block.weights[:, None])
             residuals.append(residual)
+        together = None
+        if self.stacked is not None:
+            out = self.stacked.outputs
+            near = self.stacked.odds.copy()
+            if start is not None and self.fit_intercept:
+                near = start.intercept[out] + np.einsum("kd,kd->k", self.shift[out], W[out])
+            values, slopes, together = self.stacked.at(W[out], near)
+            intercept[out] = near
+            losses[out] = self.scale[out] * values
+            gradient[out] = self.scale[out, None] * slopes
         intercept -= np.einsum("td,td->t", self.shift, W)
-        return Point(W, gradient, intercept, losses, tuple(residuals))
+        return Point(W, gradient, intercept, losses, tuple(residuals), together)
 
-    def curvature(self, point: Point, features: Ints | None = None) -> Curvature:
-        """Return the Hessian at ``point``, on all features or on some."""
+    def require_grams(self) -> None:
+        """Refuse inputs with more features than Gram matrices can have at all."""
+        size = max(len(self.rows), 1) * self.n_features**2
+        if size > _MOST_CURVATURE:
+            raise InputError(
+                f"{self.n_features} features are too many for this method, which needs Gram matrices of "
+                f"{8e-9 * size:.0f} GB; use a method of sparse or low-rank coefficients, or fewer features"
+            )
+
+    def hessian(self, point: Point, *, outside: float = OUTSIDE) -> Hessian:
+        """Return the Hessian as something that multiplies; ``outside`` as of :meth:`curvature`.
+
+        It goes by products with the rows where there are many features, or multinomial losses.
+        """
+        grams = sum(1 if rows.kind == SQUARED else len(rows.block.outputs) for rows in self.rows)
+        if grams * self.n_features**2 > _LARGEST_CURVATURE or bool((self.kind >= MULTINOMIAL).any()):
+            m = self.moments
+            known = None if m is None else Curvature(m.gram, m.pattern, self.scale * self.in_moments)
+            parts = [
+                (
+                    rows,
+                    rows.block.Y - residual
+                    if rows.kind >= MULTINOMIAL
+                    else rows.block.weights[:, None] * rows.bend(residual, outside),
+                )
+                for rows, residual in zip(self.rows, point.residuals, strict=True)
+            ]
+            return RowHessian(known, parts, self.scale, self.fit_intercept)
+        return self.curvature(point, outside=outside)
+
+    def curvature(self, point: Point, features: Ints | None = None, *, outside: float = OUTSIDE) -> Curvature:
+        """Return the Hessian at ``point``, on all features or on some.
+
+        Of multinomial losses it is a bound, the same for all classes. Beyond the threshold of a Huber loss,
+        where there is none, it is ``outside`` times that of the square that touches and bounds the loss.
+        """
         k = self.n_features if features is None else len(features)
+        if features is None:
+            self.require_grams()
         parts: list[Floats] = []
         pattern = np.zeros(self.n_tasks, dtype=np.int64)
         scale = self.scale.copy()
@@ -187,31 +485,36 @@ class TaskLosses:
             count = len(grams)
         for rows, residual in zip(self.rows, point.residuals, strict=True):
             block, out = rows.block, rows.block.outputs
-            X = block.X if features is None else block.X[:, features]
-            if rows.logistic:
-                mean = block.Y - residual
-                for column, output in enumerate(out):
-                    root = np.sqrt(block.weights * mean[:, column] * (1.0 - mean[:, column]))
-                    parts.append(_weighted_gram(X, root, self.fit_intercept)[None])
-                    pattern[output] = count
+            if rows.kind != SQUARED:
+                roots = np.sqrt(block.weights[:, None] * rows.bend(residual, outside))
+                for number, root in enumerate(roots.T):
+                    parts.append(rows.gram(root, features, centre=self.fit_intercept)[None])
+                    pattern[out if len(roots.T) == 1 else out[number]] = count
                     count += 1
             else:
-                parts.append(_weighted_gram(X, np.sqrt(block.weights), False)[None])
+                parts.append(rows.gram(np.sqrt(block.weights), features, centre=False)[None])
                 pattern[out] = count
                 count += 1
+        if self.stacked is not None and point.stacked is not None:
+            own = self.stacked.grams(point.stacked, features)
+            parts.append(own)
+            pattern[self.stacked.outputs] = count + np.arange(len(own))
+            count += len(own)
         absent = np.ones(self.n_tasks, dtype=np.bool_)
         absent[self.in_moments] = False
+        if self.stacked is not None:
+            absent[self.stacked.outputs] = False
         for rows in self.rows:
             absent[rows.block.outputs] = False
         scale[absent] = 0.0
-        grams = np.concatenate(parts) if parts else np.zeros((1, k, k))
+        grams = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros((1, k, k))
         return Curvature(np.ascontiguousarray(grams), pattern, scale)
 
     def dual(self, point: Point, shrink: float) -> float:
         """Return the dual objective at the residuals of ``point`` times ``shrink`` (0 … 1).
 
-        With theta = shrink * residual: squared: sum s a (theta y - theta²/2); logistic:
-        sum s a entropy(y - theta).
+        With theta = shrink * residual: squared and Huber: sum s a (theta y - theta²/2); logistic and
+        multinomial: sum s a entropy(y - theta).
         """
         value = 0.0
         if self.moments is not None:
@@ -222,29 +525,36 @@ class TaskLosses:
             value += float((self.in_moments * self.scale * (shrink * rest_y - 0.5 * shrink**2 * rest)).sum())
         for rows, residual in zip(self.rows, point.residuals, strict=True):
             block = rows.block
-            theta = shrink * residual
-            if rows.logistic:
+            theta = shrink * rows.psi(residual)
+            if rows.kind >= LOGISTIC:
                 q = block.Y - theta
-                part = -xlogy(q, q) - xlogy(1.0 - q, 1.0 - q)
+                part = -xlogy(q, q)
+                if rows.kind == LOGISTIC:
+                    part -= xlogy(1.0 - q, 1.0 - q)
             else:
                 Y = block.Y - block.weights @ block.Y / block.total if self.fit_intercept else block.Y
                 part = theta * Y - 0.5 * np.square(theta)
             value += float((block.weights @ part) @ self.scale[block.outputs])
+        if self.stacked is not None and point.stacked is not None:
+            value += float(self.stacked.entropies(point.stacked, shrink) @ self.scale[self.stacked.outputs])
         return value
 
 
-def _by_loss(blocks: Sequence[Block], logistic: Bools) -> tuple[list[Block], list[Block]]:
-    """Return the squared and the logistic columns of the blocks."""
-    if not logistic.any():
-        return list(blocks), []
-    squared, rest = [], []
+def _inverse(bend: Floats) -> Floats:
+    """Return the inverse of a Hessian of intercepts, which is singular along the ones, on what it does not map to 0."""
+    return np.asarray(np.linalg.pinv(bend, rcond=1e-12, hermitian=True), dtype=np.float64)
+
+
+def _by_loss(blocks: Sequence[Block], kind: Ints) -> tuple[Sequence[Block], list[Block]]:
+    """Return the columns with squared loss and the others, in blocks of one kind each."""
+    if not kind.any():
+        return blocks, []
+    squared: list[Block] = []
+    rest: list[Block] = []
     for block in blocks:
-        is_logistic = logistic[block.outputs]
-        if not is_logistic.all():
-            squared.append(_columns(block, ~is_logistic))
-        if is_logistic.any():
-            part = _columns(block, is_logistic)
-            rest.append(part)
+        kinds = kind[block.outputs]
+        for number in np.unique(kinds):
+            (squared if number == SQUARED else rest).append(_columns(block, kinds == number))
     return squared, rest
 
 
@@ -252,10 +562,6 @@ def _columns(block: Block, chosen: Bools) -> Block:
     if chosen.all():
         return block
     return Block(block.X, block.weights, block.Y[:, chosen], block.outputs[chosen])
-
-
-def _centred(block: Block) -> Block:
-    return Block(block.X - block.weights @ block.X / block.total, block.weights, block.Y, block.outputs)
 
 
 def _rows_times(grams: Floats, pattern: Ints, W: Floats) -> Floats:
@@ -282,6 +588,73 @@ def _weighted_gram(X: Floats, root: Floats, centre: bool) -> Floats:
         mean = root @ rooted
         gram -= np.outer(mean, mean) / total
     return np.asarray(gram)
+
+
+def _intercepts(rows: _Rows, margin: Floats, near: Floats) -> Floats:
+    """Return the best intercepts of centred inputs for these margins ``(m, k)``."""
+    block = rows.block
+    if rows.kind == SQUARED:
+        return np.asarray(block.weights @ (block.Y - margin) / block.total)
+    if rows.kind == HUBER:
+        assert rows.delta is not None
+        return _huber_intercepts(block, margin, near, rows.delta)
+    if rows.kind == LOGISTIC:
+        return _logistic_intercepts(block, margin, near)
+    return _multinomial_intercepts(block, margin, near)
+
+
+def _huber_intercepts(block: Block, margin: Floats, start: Floats, delta: Floats) -> Floats:
+    """Solve sum_i a_i clip(y_i - margin_i - b, -delta, delta) = 0, piecewise linear, by Newton steps in a bracket."""
+    a = block.weights
+    rest = block.Y - margin
+    low, high = rest.min(axis=0), rest.max(axis=0)
+    b = np.clip(start, low, high)
+    bound = 1e-15 * block.total * delta
+    for _ in range(_INTERCEPT_STEPS):
+        left = rest - b
+        missing = a @ np.clip(left, -delta, delta)
+        if (np.abs(missing) <= bound).all():
+            break
+        low, high = np.where(missing > 0, b, low), np.where(missing < 0, b, high)
+        slope = a @ (np.abs(left) <= delta)
+        step = b + missing / np.where(slope > 0, slope, 1.0)
+        inside = (slope > 0) & (step > low) & (step < high)
+        new = np.where(np.abs(missing) <= bound, b, np.where(inside, step, 0.5 * (low + high)))
+        if (new == b).all():
+            break
+        b = new
+    return b
+
+
+def _multinomial_intercepts(block: Block, margin: Floats, start: Floats) -> Floats:
+    """Solve sum_i a_i (y_i - softmax(margin_i + b)) = 0, all classes of which occur, by Newton steps; sum b = 0."""
+    a, total = block.weights, block.total
+    b = start - start.mean()
+    goal = a @ block.Y
+
+    def look(b: Floats) -> tuple[float, Floats]:
+        z = margin + b
+        level = logsumexp(z, axis=1)
+        return float(a @ level - goal @ b), np.exp(z - level[:, None])
+
+    value, p = look(b)
+    for _ in range(_INTERCEPT_STEPS):
+        missing = goal - a @ p
+        if np.abs(missing).max() <= 1e-14 * total:
+            break
+        bend = np.diag(a @ p) - (p * a[:, None]).T @ p + total / len(b)  # the constant fixes the free direction
+        step = np.linalg.lstsq(bend, missing, rcond=None)[0]
+        step *= min(1.0, 4.0 / max(float(np.abs(step).max()), 1e-300))
+        size = 1.0
+        for _ in range(_HALVINGS):
+            new_value, new_p = look(b + size * step)
+            if new_value <= value + 1e-14 * abs(value):
+                break
+            size *= 0.5
+        b, value, p = b + size * step, new_value, new_p
+        if np.abs(size * step).max() <= 1e-13 * (1.0 + np.abs(b).max()):
+            break
+    return np.asarray(b - b.mean())
 
 
 def _logistic_intercepts(block: Block, margin: Floats, start: Floats) -> Floats:

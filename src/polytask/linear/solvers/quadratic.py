@@ -8,7 +8,9 @@ With Hessians S_t and linear terms b_t of the loss, each step solves
     (S_t + R) w_t + sum_s P_ts w_s = b_t        for all t.
 
 Diagonal P: T systems of size d. Otherwise the dense system of size T d while it is small, and
-conjugate gradients with the block-diagonal preconditioner (S_t + R + P_tt I)^-1 from there on.
+conjugate gradients with the block-diagonal preconditioner (S_t + R + P_tt I)^-1 from there on. Without R
+and with more features than Gram matrices can have, the products go through the rows and the
+preconditioner is diagonal.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polytask.core.task import Floats
-from polytask.linear.solvers.losses import Point, TaskLosses
+from polytask.linear.solvers.losses import Curvature, Point, RowHessian, TaskLosses
 
 _DENSE = 1200  # unknowns
 _HALVINGS = 40
@@ -55,24 +57,28 @@ def solve_quadratic(
         Largest number of conjugate-gradient steps (of Newton steps where the systems are solved directly).
     """
     T, d = losses.n_tasks, losses.n_features
-    R = np.zeros((d, d)) if features is None else features
+    R = np.zeros((1, 1)) if features is None else features  # one zero acts on any number of features
     P = np.zeros((T, T)) if tasks is None else tasks
     null = losses.at(np.zeros((T, d)))
     bound = tol * float(np.abs(null.gradient).max(initial=0.0))
     point = null if start is None else losses.at(np.array(start, dtype=np.float64), null)
     steps, before = 0, np.inf
     while True:
-        gradient = point.gradient + point.W @ R + P @ point.W
+        gradient = point.gradient + _times(point.W, R) + P @ point.W
         left = float(np.abs(gradient).max(initial=0.0))
         if left <= bound or steps >= max_steps:
             break
         if losses.all_quadratic and left >= 0.5 * before:
             break  # rounding
         before = left
-        curvature = losses.curvature(point)
-        blocks = curvature.scale[:, None, None] * curvature.grams[curvature.pattern] + R
         goal = 0.3 * bound if losses.all_quadratic else 0.1 * min(left, max(bound, left**2))
-        change, used = _solve(blocks, P, -gradient, goal, max_steps - steps)
+        hessian = losses.hessian(point, outside=1e-3) if features is None else losses.curvature(point, outside=1e-3)
+        if isinstance(hessian, RowHessian):
+            change, used = _iterate(hessian, P, -gradient, goal, max_steps - steps)
+        else:
+            assert isinstance(hessian, Curvature)
+            blocks = hessian.scale[:, None, None] * hessian.grams[hessian.pattern] + R
+            change, used = _solve(blocks, P, -gradient, goal, max_steps - steps)
         steps += used
         moved = losses.at(point.W + change, point) if losses.all_quadratic else _search(losses, point, change, R, P)
         if moved is None:
@@ -83,7 +89,7 @@ def solve_quadratic(
 
 def _search(losses: TaskLosses, point: Point, change: Floats, R: Floats, P: Floats) -> Point | None:
     here = point.value + penalty_value(point.W, R, P)
-    slope = float(((point.gradient + point.W @ R + P @ point.W) * change).sum())
+    slope = float(((point.gradient + _times(point.W, R) + P @ point.W) * change).sum())
     size = 1.0
     for _ in range(_HALVINGS):
         moved = losses.at(point.W + size * change, point)
@@ -96,7 +102,30 @@ def _search(losses: TaskLosses, point: Point, change: Floats, R: Floats, P: Floa
 
 def penalty_value(W: Floats, R: Floats, P: Floats) -> float:
     """Return 1/2 tr(W R W^T) + 1/2 tr(W^T P W)."""
-    return 0.5 * float((W * (W @ R + P @ W)).sum())
+    return 0.5 * float((W * (_times(W, R) + P @ W)).sum())
+
+
+def _times(W: Floats, R: Floats) -> Floats:
+    return W * R if R.shape == (1, 1) else W @ R
+
+
+def _iterate(hessian: RowHessian, P: Floats, right: Floats, goal: float, max_steps: int) -> tuple[Floats, int]:
+    """Solve the coupled system through products with the rows; return the solution and the steps."""
+    scale = hessian.diagonal() + np.diag(P)[:, None]
+    scale = np.where(scale > 0, scale, 1.0)
+    x, rest = np.zeros_like(right), right.copy()
+    direction = rest / scale
+    size, steps = float((rest * direction).sum()), 0
+    while np.abs(rest).max() > goal and steps < max_steps and size > 0.0:
+        product = hessian.times(direction) + P @ direction
+        length = size / float((direction * product).sum())
+        x += length * direction
+        rest -= length * product
+        ready = rest / scale
+        after = float((rest * ready).sum())
+        direction, size = ready + after / size * direction, after
+        steps += 1
+    return x, max(steps, 1)
 
 
 def _solve(blocks: Floats, P: Floats, right: Floats, goal: float, max_steps: int) -> tuple[Floats, int]:

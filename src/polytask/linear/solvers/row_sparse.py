@@ -21,11 +21,14 @@ import numpy as np
 from polytask.core.data import Ints
 from polytask.core.task import Floats
 from polytask.linear.penalties.block import RowNorm
-from polytask.linear.solvers.losses import Point, TaskLosses
+from polytask.linear.solvers.losses import Curvature, Point, TaskLosses, kinds_of
 
 _ALWAYS_ALL = 500  # up to so many features the working set is all of them
 _LEAST_SET = 100
-_HALVINGS = 30
+_HALVINGS = 10
+_INEXACT = 0.05  # of the optimality before, which a Newton step need not fall below
+_LEAST_DAMPING, _MOST_DAMPING = 1e-4, 1e8  # in units of the typical curvature
+_SHORT = 0.5  # a step of which less was taken calls for damping
 _ROUNDING = 1e-11  # changes below this share of the objective are not compared
 _STALLS = 5
 
@@ -52,6 +55,7 @@ def solve_row_sparse(
     bound = tol * null.value
     point = null if start is None else losses.at(np.ascontiguousarray(start, dtype=np.float64), null)
     passes, wanted, stalls = 0, _LEAST_SET, 0
+    first, damping = 0.0, 0.0
     best, best_gap = point, np.inf
     while True:
         gap = _gap(losses, point, penalty)
@@ -60,23 +64,26 @@ def solve_row_sparse(
             best, best_gap = point, gap
         if gap <= bound or passes >= max_passes or stalls > _STALLS:
             break
-        features = _working_set(point, alpha, wanted)
+        features = _working_set(point, alpha, wanted, _ALWAYS_ALL if losses.all_quadratic else 0)
         wanted = 2 * wanted
         curvature = losses.curvature(point, features)
         local = slice(None) if features is None else features
         W = np.array(point.W[:, local], order="C")  # copies: improved in place
         gradient = np.array(point.gradient[:, local], order="C")
         before = optimality(W, gradient, alpha)
+        first = max(first, before)
         quadratic = losses.all_quadratic
+        if damping > 0.0:
+            curvature = _damped(curvature, damping)
         product = curvature.times(W)
         linear = product - gradient
         if quadratic:
             squares = 2.0 * point.value + float((2.0 * linear * W - W * product).sum())
             kkt = 0.0
         else:
-            squares, kkt = -1.0, 0.05 * before
+            squares, kkt = -1.0, before * max(_INEXACT * min(1.0, before / first), 0.3 * bound / gap)
         passes += descend(
-            curvature.grams,
+            np.ascontiguousarray(curvature.grams.transpose(1, 0, 2)),
             curvature.pattern,
             curvature.scale,
             linear,
@@ -90,9 +97,13 @@ def solve_row_sparse(
         )
         target = point.W.copy()
         target[:, local] = W
-        moved = losses.at(target, point) if quadratic else _search(losses, point, target, penalty)
+        moved, size = (losses.at(target, point), 1.0) if quadratic else _search(losses, point, target, penalty)
         if moved is None:
-            break
+            if damping >= _MOST_DAMPING:
+                break
+            damping = max(100.0 * damping, _LEAST_DAMPING)
+            continue
+        damping = _adapted(damping, size)
         point = moved
     return Solution(best.W, best.intercept, best_gap, bound, max(passes, 1))
 
@@ -103,10 +114,10 @@ def _gap(losses: TaskLosses, point: Point, penalty: RowNorm) -> float:
     return point.value + penalty.value(point.W) - losses.dual(point, shrink)
 
 
-def _working_set(point: Point, alpha: float, wanted: int) -> Ints | None:
+def _working_set(point: Point, alpha: float, wanted: int, always_all: int) -> Ints | None:
     """Return the features in use and the most violated ones, in order; None: all."""
     d = point.W.shape[1]
-    if d <= _ALWAYS_ALL:
+    if d <= always_all:
         return None
     used = (point.W != 0).any(axis=0)
     score = np.linalg.norm(point.gradient, axis=0)
@@ -118,20 +129,36 @@ def _working_set(point: Point, alpha: float, wanted: int) -> Ints | None:
     return np.sort(np.argpartition(-score, size - 1)[:size])
 
 
-def _search(losses: TaskLosses, point: Point, target: Floats, penalty: RowNorm) -> Point | None:
-    """Return the first point on the way to ``target`` that lowers the objective enough; None: none does."""
+def _damped(curvature: Curvature, damping: float) -> Curvature:
+    """Return the Hessians plus ``damping`` times their typical eigenvalue over all tasks."""
+    kinds, which = kinds_of(curvature)
+    grams = curvature.grams[kinds[0].astype(np.int64)] * kinds[1][:, None, None]
+    diagonal = np.einsum("kjj->kj", grams)
+    diagonal += damping * float(diagonal.mean())
+    return Curvature(grams, which, np.ones(len(which)))
+
+
+def _adapted(damping: float, size: float) -> float:
+    """Return the damping after a step of which ``size`` was taken: the model held, or it was far off."""
+    if size >= 1.0:
+        return 0.1 * damping if damping > _LEAST_DAMPING else 0.0
+    return max(10.0 * damping, _LEAST_DAMPING) if size < _SHORT else damping
+
+
+def _search(losses: TaskLosses, point: Point, target: Floats, penalty: RowNorm) -> tuple[Point | None, float]:
+    """Return the first point on the way to ``target`` that lowers the objective enough, None: none does; how far."""
     direction = target - point.W
     here = penalty.value(point.W)
     slope = float((point.gradient * direction).sum()) + penalty.value(target) - here
     if abs(slope) <= _ROUNDING * (abs(point.value) + here):
-        return losses.at(target, point)  # a fall too small to be measured: trust the model
+        return losses.at(target, point), 1.0  # a fall too small to be measured: trust the model
     if slope > 0.0:
-        return None
+        return None, 0.0
     step = 1.0
     for _ in range(_HALVINGS):
         moved = losses.at(point.W + step * direction, point)
         fall = moved.value + penalty.value(moved.W) - point.value - here
         if fall <= 1e-4 * step * slope:
-            return moved
+            return moved, step
         step *= 0.5
-    return None
+    return None, 0.0
