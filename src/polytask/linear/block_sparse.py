@@ -209,7 +209,7 @@ class BlockSparse(TaskEstimator):
         >>> y = X[:, :2] @ [[1.0, -2.0], [0.3, 0.0]] + 0.1 * rng.normal(size=(60, 2))
         >>> alphas, coefs, intercepts, gaps = BlockSparse().path(X, y, n_alphas=4, eps=0.1)
         >>> (coefs != 0).any(axis=1).sum(axis=1).tolist()        # features in use
-        [0, 1, 2, 3]
+        [0, 1, 1, 2]
         """
         model = clone(self)
         X, layout = model._begin(X, y, tasks, sample_weight)

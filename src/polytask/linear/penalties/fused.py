@@ -92,14 +92,14 @@ class FusedNorm:
             if self._dual is None or self._dual.shape != (len(w), len(self.bounds)):
                 self._dual = np.zeros((len(w), len(self.bounds)))
             self._last = w.copy()
-            self._fuse(w, self.share)
+            self._fuse(w, self._dual, self.share)
         return np.asarray((np.sign(w) * np.maximum(np.abs(w) - self.alpha, 0.0)).T * step)
 
-    def _fuse(self, w: Floats, share: float) -> None:
-        """Solve for differences alone, in place, from the dual point of the last time."""
+    def _fuse(self, w: Floats, U: Floats, share: float) -> None:
+        """Solve for differences alone, in place, from the dual point ``U`` of the last time, also in place."""
         from polytask.linear.solvers.fusion import fuse, join  # numba: loaded when a fit needs it
 
-        graph, U = self.graph, self._dual
+        graph = self.graph
         fuse(w, graph.first, graph.second, graph.signs, self.bounds, U, _TOLERANCE, share, _SWEEPS)
         join(w, graph.first, graph.second, graph.signs, self.bounds, U, _TOGETHER)
 
@@ -107,7 +107,7 @@ class FusedNorm:
         rest = G
         if self._dual is not None and self._dual.shape == (G.shape[1], len(self.bounds)):
             if self.share > 0.0 and self._last is not None:
-                self._fuse(self._last, 0.0)  # the last proximal map as far as rounding allows
+                self._fuse(self._last, self._dual, 0.0)  # the last proximal map as far as rounding allows
                 self._last = None
             rest = G + self.graph.gather(self._dual.T, len(G))
         top = float(np.abs(rest).max(initial=0.0))
