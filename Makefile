@@ -32,11 +32,6 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_N
 	$(PIP) $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[torch,parquet,dev]"
 	@touch $@
 
-# and the peers that benchmarks compare with
-.venv/.bench: .venv/.dev
-	$(PIP) $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[torch,parquet,dev,bench]"
-	@touch $@
-
 demo: .venv/.run
 	$(BIN)/polytask compare --demo --jobs $(JOBS)
 
@@ -54,9 +49,8 @@ format: .venv/.dev
 
 bench: bench-linear bench-deep bench-balance bench-verdict
 
-bench-linear: .venv/.bench
-	@status=0; for part in bench_linear bench_linear_tasks; do \
-	  $(ONE_THREAD) $(BIN)/python benchmarks/$$part.py || status=1; done; exit $$status
+bench-linear: .venv/.dev
+	$(ONE_THREAD) $(BIN)/python benchmarks/bench_linear_tasks.py
 
 bench-deep: .venv/.dev
 	$(ONE_THREAD) $(BIN)/python benchmarks/bench_deep.py
