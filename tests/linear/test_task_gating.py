@@ -112,7 +112,7 @@ def test_one_cluster_of_linear_features_is_the_gaussian_mixture():
 
 @pytest.mark.parametrize("intercepts", ["own", "coupled"])
 def test_hidden_units_find_clusters_and_predict_what_linear_features_cannot(intercepts):
-    X, y, tasks, label, _ = planted(1)
+    X, y, tasks, label, _ = planted(3)
     y = y - tasks  # coupled intercepts are part of what makes tasks alike
     held = np.arange(len(y)) % 3 == 0
     hidden = TaskGating(2, n_hidden=2, intercepts=intercepts).fit(X[~held], y[~held], tasks[~held])

@@ -34,7 +34,7 @@ def planted(seed=0, tasks=18, clusters=3, d=8, n=10, *, spread=0.3, logistic=Fal
 @pytest.mark.parametrize("logistic", [False, True])
 @pytest.mark.parametrize("seed", range(2))
 def test_planted_clusters_are_the_top_of_the_tree_and_the_objective_never_falls(seed, logistic):
-    n_tasks, n = (12, 40) if logistic else (18, 15)
+    n_tasks, n = 18, 40 if logistic else 15
     X, y, tasks, label, _ = planted(seed, tasks=n_tasks, d=5, n=n, logistic=logistic)
     model = TaskHierarchy(loss="logistic" if logistic else "squared").fit(X, y, tasks)
     assert adjusted_rand_score(label, fcluster(model.tree_, 3, "maxclust")) > 0.9
