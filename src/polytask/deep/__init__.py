@@ -6,6 +6,7 @@ from polytask.deep.encoders import BranchedEncoder as BranchedEncoder
 from polytask.deep.encoders import Encoder as Encoder
 from polytask.deep.encoders import TableInput as TableInput
 from polytask.deep.encoders import mlp as mlp
+from polytask.deep.encoders import pooled as pooled
 from polytask.deep.hard import HardSharing as HardSharing
 from polytask.deep.heads import Heads as Heads
 from polytask.deep.heads import MultiTaskLoss as MultiTaskLoss

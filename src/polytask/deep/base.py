@@ -1,14 +1,16 @@
 """The contract of every network that shares: scores of all tasks in one tensor, penalty, what is shared.
 
-Inputs are a mapping of tensors: ``"numeric"`` ``(B, p)`` floats and, when there are any,
-``"categorical"`` ``(B, q)`` codes. With ``own_rows`` every tensor has a leading task axis,
-``(T, B, …)``, and task t sees only its own B rows.
+Inputs are a mapping of tensors: for tables ``"numeric"`` ``(B, p)`` floats and, when there are any,
+``"categorical"`` ``(B, q)`` codes; for images ``"image"`` ``(B, C, H, W)``; for sequences ``"sequence"``
+``(B, L, p)`` or ``"tokens"`` ``(B, L)``, with ``"length"`` ``(B,)`` where rows are padded. With ``own_rows``
+every tensor has a leading task axis, ``(T, B, …)``, and task t sees only its own B rows.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,26 @@ from torch import Tensor, nn
 from polytask.core.errors import InputError, unknown
 from polytask.core.relation import Relation
 from polytask.core.task import Task
+from polytask.deep.heads import Heads
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that the optimiser treats alike.
+
+    Parameters
+    ----------
+    parameters
+        The parameters; each of a network's is in exactly one of its groups.
+    learning_rate_scale
+        Factor on the learning rate.
+    weight_decay
+        Whether the weights decay (biases never do).
+    """
+
+    parameters: Sequence[nn.Parameter]
+    learning_rate_scale: float = 1.0
+    weight_decay: bool = True
 
 
 class SharingNetwork(nn.Module, ABC):
@@ -69,6 +91,22 @@ class SharingNetwork(nn.Module, ABC):
         A tensor that stacks one slice per task is not shared unless forward mixes its slices.
         """
         return []
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return all parameters by how the optimiser is to treat them; by default one group."""
+        return [ParameterGroup(list(self.parameters()))]
+
+    def start_heads(self, constants: Tensor) -> None:
+        """Let every task's score start near ``constants`` ``(T, K)``, by the biases of its output layer.
+
+        The default is for networks whose output layer is a :class:`~polytask.deep.heads.Heads` called ``heads``.
+        """
+        heads = getattr(self, "heads", None)
+        if not isinstance(heads, Heads):
+            raise NotImplementedError(
+                f"{type(self).__name__} has no Heads called heads, so it must override start_heads"
+            )
+        heads.start(constants)
 
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor | None:  # noqa: ARG002  # for methods that have some
         """Return the last representation ``(B, n_features)`` that all tasks share, or None."""
