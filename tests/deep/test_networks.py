@@ -199,6 +199,28 @@ def test_every_parameter_has_its_own_storage(kind):
     assert len({p.data_ptr() for p in parameters}) == len(parameters)
 
 
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_parameter_groups_hold_every_parameter_exactly_once(kind):
+    network = build(kind, cardinalities=CARDINALITIES)
+    grouped = [id(parameter) for group in network.parameter_groups() for parameter in group.parameters]
+    assert sorted(grouped) == sorted(map(id, network.parameters()))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_heads_start_at_constants(kind):
+    network = build(kind)
+    constants = torch.arange(float(len(MIXED) * 3)).view(len(MIXED), 3)
+    before = network.all_scores(table(ROWS))
+    network.start_heads(constants)
+    once = network.all_scores(table(ROWS))
+    network.start_heads(constants + 1)
+    for t, task in enumerate(MIXED):
+        moved = network.all_scores(table(ROWS))[t] - once[t]
+        torch.testing.assert_close(moved[:, : task.n_outputs], torch.ones_like(moved[:, : task.n_outputs]))
+        assert (moved[:, task.n_outputs :] == 0).all()
+    assert not once.equal(before)
+
+
 def test_hard_sharing_gradients_of_trunk_add_up_and_heads_do_not_touch_each_other():
     network, inputs, targets = build("hard"), table(ROWS), labels(MIXED, ROWS)
     losses = MultiTaskLoss(MIXED)(network.all_scores(inputs), targets, ALL)

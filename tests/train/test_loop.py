@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,10 @@ from polytask.core.data import Labels, TaskData
 from polytask.core.errors import InputError
 from polytask.core.scaling import TargetScaler
 from polytask.core.task import Regression
-from polytask.deep import HardSharing, MultiTaskLoss, SingleTask, SoftSharing, mlp
+from polytask.deep import HardSharing, MultiTaskLoss, ParameterGroup, SingleTask, SoftSharing, mlp
 from polytask.train import DivergedError, TrainSettings, fit
 from polytask.train.batches import Placed
+from polytask.train.loop import _Loop
 
 QUICK = TrainSettings(max_epochs=6, batch_size=32, device="cpu", learning_rate=1e-2)
 
@@ -35,6 +38,44 @@ def same(first, second):
 
 def with_settings(**changes):
     return TrainSettings(**{**QUICK.__dict__, **changes})
+
+
+class SlowTrunk(HardSharing):
+    """Its trunk learns at a tenth of the rate and never decays."""
+
+    def parameter_groups(self):
+        return [
+            ParameterGroup(list(self.trunk.parameters()), learning_rate_scale=0.1, weight_decay=False),
+            ParameterGroup(list(self.heads.parameters())),
+        ]
+
+
+def test_a_network_scales_the_learning_rate_of_its_parameters_and_exempts_them_from_decay():
+    data = wide(40)
+    one_step = with_settings(max_epochs=1, batch_size=64, least_steps=1, weight_decay=0.5, clip=None)
+    first = HardSharing(data.tasks, encoder(data)).state_dict()
+    whole, slow, bare = (
+        weights(train(kind, data, settings=replace(one_step, weight_decay=decay)))
+        for kind, decay in [(HardSharing, 0.5), (SlowTrunk, 0.5), (HardSharing, 0.0)]
+    )
+    for name, start in first.items():
+        if name.startswith("trunk"):
+            assert (bare[name] - start).abs().max() > 0.009
+            torch.testing.assert_close(slow[name] - start, 0.1 * (bare[name] - start), rtol=0, atol=1e-6)
+        else:
+            assert slow[name].equal(whole[name])
+
+
+def test_networks_without_groups_of_their_own_have_one_group_with_decay_and_one_without():
+    data = wide(40)
+    loop = _Loop(
+        HardSharing(data.tasks, encoder(data)), Uncertainty([t.kind for t in data.tasks]), data, None, QUICK, 0,
+        torch.device("cpu"), None,
+    )  # fmt: skip
+    assert [(group["scale"], group["weight_decay"]) for group in loop.optimiser.param_groups] == [
+        (1.0, QUICK.weight_decay),
+        (1.0, 0.0),
+    ]
 
 
 @pytest.mark.parametrize("kind", [HardSharing, SingleTask])

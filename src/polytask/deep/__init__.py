@@ -1,5 +1,6 @@
 """Networks that share; torch only."""
 
+from polytask.deep.base import ParameterGroup as ParameterGroup
 from polytask.deep.base import SharingNetwork as SharingNetwork
 from polytask.deep.branches import Branches as Branches
 from polytask.deep.encoders import BranchedEncoder as BranchedEncoder

@@ -60,6 +60,12 @@ class Heads(nn.Module):
             scores = scores * (self.used if only is None else self.used[only])
         return scores
 
+    @torch.no_grad()
+    def start(self, constants: Tensor) -> None:
+        """Set the biases to ``constants`` ``(T, K)``; those of outputs that a task does not have become 0."""
+        bias = self.linear.weights["bias"]
+        bias.copy_(constants.to(bias) * self.used[:, 0])
+
 
 class MultiTaskLoss(nn.Module):
     """Mean loss of each task over its labelled rows.

@@ -40,7 +40,7 @@ from polytask.core.errors import InputError, PolytaskError, unknown
 from polytask.core.learner import Progress
 from polytask.core.scaling import TargetScaler
 from polytask.core.task import Floats
-from polytask.deep.base import SharingNetwork
+from polytask.deep.base import ParameterGroup, SharingNetwork
 from polytask.deep.heads import MultiTaskLoss
 from polytask.deep.single import SingleTask
 from polytask.train import checkpoint as disk
@@ -60,9 +60,11 @@ class TrainSettings:
     Parameters
     ----------
     learning_rate
-        Of AdamW; the peak, where the schedule changes it.
+        Of AdamW; the peak, where the schedule changes it. A network may scale it for some of its parameters
+        (:meth:`~polytask.deep.base.SharingNetwork.parameter_groups`).
     weight_decay
-        Decoupled decay of weight matrices; biases and the balancer's parameters have none.
+        Decoupled decay of weight matrices; biases, the balancer's parameters and those that the network
+        exempts have none.
     batch_size
         Most rows per step; small tables get smaller batches (:class:`~polytask.train.batches.Sampler`).
     max_epochs
@@ -314,20 +316,24 @@ class _Loop:
         self.private = [value for _, value in named if id(value) not in known]
         self.parameters = [value for _, value in named]
         self.separate = not self.shared and all(len(value) == self.train.n_tasks for value in self.parameters)
-        biases = [value for name, value in named if "bias" in name.rsplit(".", 1)[-1]]
-        weights = [value for name, value in named if "bias" not in name.rsplit(".", 1)[-1]]
-        undecayed = biases + [value for value in self.balancer.parameters() if value.requires_grad]
-        groups = [
-            {"params": weights, "weight_decay": self.settings.weight_decay},
-            {"params": undecayed, "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=self.settings.learning_rate, fused=True
-        )
+        self.optimiser = torch.optim.AdamW(self.groups(named), lr=self.settings.learning_rate, fused=True)
         for group in self.optimiser.param_groups:
             for value in group["params"]:
                 if value in state:
                     self.optimiser.state[value] = state[value]
+
+    def groups(self, named: list[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+        """Return the optimiser's groups: one per scale of the learning rate and decay, so that few calls step all."""
+        biases = {id(value) for name, value in named if "bias" in name.rsplit(".", 1)[-1]}
+        balancing = [value for value in self.balancer.parameters() if value.requires_grad]
+        alike: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for group in [*self.network.parameter_groups(), ParameterGroup(balancing, weight_decay=False)]:
+            for value in group.parameters:
+                if value.requires_grad:
+                    decays = group.weight_decay and id(value) not in biases
+                    key = (group.learning_rate_scale, self.settings.weight_decay if decays else 0.0)
+                    alike.setdefault(key, []).append(value)
+        return [{"params": values, "weight_decay": decay, "scale": scale} for (scale, decay), values in alike.items()]
 
     # -- one step, one epoch ------------------------------------------------------------------
 
@@ -356,7 +362,7 @@ class _Loop:
         done = self.epoch * self.sampler.steps + self.step
         rate = settings.rate(done, settings.max_epochs * self.sampler.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         losses, counts, features = self.measure(batch, balance=True)
         finite = losses.detach().isfinite()
         if not bool(finite.all()):

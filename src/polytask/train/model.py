@@ -9,53 +9,17 @@ import numpy as np
 import torch
 
 from polytask.core.data import TaskData
-from polytask.core.errors import InputError, ModelRefusedError, unknown
+from polytask.core.errors import InputError, ModelRefusedError
 from polytask.core.learner import Arrays, Model
 from polytask.core.relation import Relation
 from polytask.core.scaling import TargetScaler
 from polytask.core.task import Floats, Multiclass, Task
 from polytask.deep.base import SharingNetwork
-from polytask.deep.encoders import mlp
-from polytask.deep.hard import HardSharing
-from polytask.deep.single import SingleTask
-from polytask.deep.soft import SoftSharing
 from polytask.train.batches import place_inputs
+from polytask.train.networks import build
 
-NETWORKS = ("single-task", "hard-sharing", "soft-sharing")
 _CELLS = 1 << 18
 _RELATED_ROWS = 500
-
-
-def build(tasks: tuple[Task, ...], description: Mapping[str, Any], *, seed: int = 0) -> SharingNetwork:
-    """Build the network of a description.
-
-    Parameters
-    ----------
-    tasks
-        Its tasks.
-    description
-        ``network`` (one of single-task, hard-sharing, soft-sharing), ``n_numeric``, ``cardinalities``,
-        ``widths``, ``dropout``, ``norm``, ``activation`` and, for soft sharing, ``strength``.
-    seed
-        Seed of the initial weights.
-    """
-    encoder = mlp(
-        int(description["n_numeric"]),
-        [int(width) for width in description["widths"]],
-        cardinalities=[int(size) for size in description["cardinalities"]],
-        dropout=float(description["dropout"]),
-        norm=description["norm"],
-        activation=description["activation"],
-        seed=seed,
-    )
-    kind = description["network"]
-    if kind == "single-task":
-        return SingleTask(tasks, encoder, seed=seed)
-    if kind == "hard-sharing":
-        return HardSharing(tasks, encoder, seed=seed)
-    if kind == "soft-sharing":
-        return SoftSharing(tasks, encoder, strength=float(description["strength"]), seed=seed)
-    raise ModelRefusedError(unknown("network", str(kind), NETWORKS))
 
 
 class NetworkModel(Model):
@@ -68,7 +32,7 @@ class NetworkModel(Model):
     network
         The trained network; its weights are not changed.
     description
-        How to build it again (:func:`build`).
+        How to build it again (:func:`~polytask.train.networks.build`).
     scaler
         How regression targets were standardised.
     constants
