@@ -35,21 +35,6 @@ def test_optimum_is_that_of_a_general_convex_solver(problems, shared, alpha, out
     np.testing.assert_allclose(model.coef_, model.shared_coef_ + model.own_coef_)
 
 
-def test_logistic_optimum_is_that_of_a_general_convex_solver(problems):
-    X, y, tasks = problems.stacked(1, sizes=(30, 40, 25), d=4, noise=4.0)
-    y = (y > np.array([np.median(y[tasks == t]) for t in range(3)])[tasks]).astype(float)
-    model = RobustMultiTask(0.05, 0.04, loss="logistic", tol=1e-7).fit(X, y, tasks=tasks)
-    best = problems.optimum(
-        X,
-        y,
-        tasks,
-        lambda parts: (0.05 * cp.normNuc(parts[0]) + 0.04 * cp.mixed_norm(parts[1], 2, 1), []),
-        logistic=True,
-        parts=2,
-    )
-    assert problems.loss(model, X, y, tasks) + penalty_of(model) == pytest.approx(best, rel=1e-5)
-
-
 @pytest.mark.parametrize(("shared", "alone"), [("low-rank", TraceNorm), ("features", BlockSparse)])
 def test_when_outliers_cost_too_much_the_shared_part_is_the_whole_model(problems, shared, alone):
     X, y, tasks = problems.stacked(2)

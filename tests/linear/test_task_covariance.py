@@ -39,20 +39,6 @@ def test_optimum_is_that_of_a_general_convex_solver(problems, alpha, ridge):
     assert objective(problems, model, X, y, tasks) == pytest.approx(best, rel=1e-5)
 
 
-def test_logistic_optimum_is_that_of_a_general_convex_solver(problems):
-    X, y, tasks = problems.stacked(1, sizes=(30, 40, 25), d=4, noise=4.0)
-    y = (y > np.array([np.median(y[tasks == t]) for t in range(3)])[tasks]).astype(float)
-    model = TaskCovariance(0.02, 0.01, loss="logistic", tol=1e-8).fit(X, y, tasks=tasks)
-    best = problems.optimum(
-        X,
-        y,
-        tasks,
-        lambda W: (0.005 * cp.sum_squares(W[0]) + 0.01 * cp.square(cp.normNuc(W[0])), []),
-        logistic=True,
-    )
-    assert objective(problems, model, X, y, tasks) == pytest.approx(best, rel=1e-5)
-
-
 def few_rows(seed=0, T=30, d=20, n=12):
     """The setting in which alternating stalls: 30 tasks in 3 clusters, 12 rows each."""
     rng = np.random.default_rng(seed)

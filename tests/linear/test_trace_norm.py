@@ -32,15 +32,6 @@ def test_optimum_is_that_of_a_general_convex_solver(problems, share):
     assert ours - model.dual_gap_ <= best + 1e-6 * abs(best)
 
 
-def test_logistic_optimum_is_that_of_a_general_convex_solver(problems):
-    X, y, tasks = problems.stacked(1, sizes=(30, 40, 25), d=4, noise=4.0)
-    y = (y > np.array([np.median(y[tasks == t]) for t in range(3)])[tasks]).astype(float)
-    model = TraceNorm(0.05, loss="logistic", tol=1e-8).fit(X, y, tasks=tasks)
-    best = problems.optimum(X, y, tasks, lambda parts: (0.05 * cp.normNuc(parts[0]), []), logistic=True)
-    assert problems.loss(model, X, y, tasks) + 0.05 * nuclear(model.coef_) == pytest.approx(best, rel=1e-5)
-    assert model.dual_gap_ <= 1e-8 * 3 * np.log(2)
-
-
 def test_tasks_of_both_kinds_are_learned_together(problems):
     X, y, tasks = problems.stacked(2)
     y[tasks == 1] = y[tasks == 1] > np.median(y[tasks == 1])

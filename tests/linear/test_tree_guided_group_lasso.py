@@ -42,18 +42,6 @@ def test_optimum_is_that_of_a_general_convex_solver(problems, share, root_height
     assert ours - model.dual_gap_ <= best + 1e-6 * abs(best)
 
 
-def test_logistic_optimum_is_that_of_a_general_convex_solver(problems):
-    X, y, tasks = problems.stacked(1, sizes=(30, 40, 25), d=4, noise=4.0)
-    y = (y > np.array([np.median(y[tasks == t]) for t in range(3)])[tasks]).astype(float)
-    model = TreeGuidedGroupLasso(0.04, loss="logistic", root_height=0.8, tol=1e-8).fit(X, y, tasks=tasks)
-    best = problems.optimum(
-        X, y, tasks, lambda parts: (0.04 * penalty(parts[0], model.group_weights_), []), logistic=True
-    )
-    ours = problems.loss(model, X, y, tasks) + 0.04 * penalty(model.coef_, model.group_weights_).value
-    assert ours == pytest.approx(best, rel=1e-5)
-    assert model.dual_gap_ <= 1e-8 * 3 * np.log(2)
-
-
 def test_dual_gap_bounds_the_distance_to_the_optimum(problems):
     X, y, tasks = problems.stacked(3)
 

@@ -239,6 +239,18 @@ class Diffusion:
         parts: list[Floats] = [learned, scales.features, np.array(rest)]
         return np.log(np.maximum(np.concatenate(parts), 1e-300))
 
+    def _least(self, scales: Scales) -> Floats:
+        """Return logarithms below which the objective only rises: a prior worth one in n + 1 keeps 1 / (n + 1) of it.
+
+        What the labels say is lost in rounding far below them, most of all where columns are collinear.
+        """
+        T, d = self.evidence.n_tasks, len(scales.features)
+        low = [np.full(d, self.expected / (2 * T)), np.array([1.0 / (d + 1)])]
+        if self.squared:
+            low.append(np.array([self.evidence.squared.noise(0.0)]))
+        found = np.log(np.concatenate(low))
+        return np.concatenate([np.full(len(self.pack(scales)) - len(found), -np.inf), found])
+
     def unpack(self, logs: Floats, like: Scales) -> Scales:
         """Return the scales whose logarithms these are."""
         found = np.exp(logs)
@@ -289,7 +301,8 @@ class Diffusion:
 
     def improve(self, scales: Scales, steps: int, *, exact: bool = False) -> Scales:
         """Return better scales by L-BFGS on their logarithms; ``exact``: to rounding, not to what matters."""
-        start = self.pack(scales)
+        start, least = self.pack(scales), self._least(scales)
+        start = np.maximum(start, least)
 
         def objective(logs: Floats) -> tuple[float, Floats]:
             value, gradient = self.value_and_gradient(logs, scales)
@@ -301,7 +314,7 @@ class Diffusion:
             start,
             jac=True,
             method="L-BFGS-B",
-            bounds=[(value - _RANGE, value + _RANGE) for value in start],
+            bounds=[(max(value - _RANGE, low), value + _RANGE) for value, low in zip(start, least, strict=True)],
             options={"maxiter": steps, "ftol": _EXACT if exact else _NEAR, "gtol": _EXACT if exact else _NEAR},
         )
         if not found.fun <= before:
