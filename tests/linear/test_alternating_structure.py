@@ -43,6 +43,20 @@ def test_the_directions_are_the_best_for_the_coefficients(problems):
         assert np.square(model.coef_ - model.coef_ @ Q @ Q.T).sum() >= left * (1 - 1e-6)
 
 
+def test_only_the_span_of_the_directions_matters(problems):
+    X, y, tasks = problems.stacked(7, rank=3)
+    order = np.array([3, 1, 4, 0, 2])
+    model = AlternatingStructure(0.3, 2, tol=1e-12, max_iter=5000).fit(X, y, tasks=tasks)
+    other = AlternatingStructure(0.3, 2, tol=1e-12, max_iter=5000).fit(X, y, tasks=order[tasks])
+    np.testing.assert_allclose(other.coef_[order], model.coef_, atol=1e-5)
+    spans = [found.components_.T @ found.components_ for found in (model, other)]
+    np.testing.assert_allclose(spans[1], spans[0], atol=1e-4)
+    # mixing the directions among themselves changes the loadings, not what is outside of them
+    Q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(2, 2)))
+    mixed = Q @ model.components_
+    np.testing.assert_allclose(model.coef_ - model.coef_ @ mixed.T @ mixed, model.own_coef_, atol=1e-10)
+
+
 def test_without_directions_it_is_ridge(problems):
     X, y, tasks = problems.stacked(2)
     model = AlternatingStructure(0.3, 0, ridge=0.1).fit(X, y, tasks=tasks)

@@ -42,6 +42,23 @@ def test_the_three_penalties_are_quadratic_forms_of_the_tasks():
     np.testing.assert_allclose(forms, hard_penalties(W, label))
 
 
+@pytest.mark.parametrize("label", [[0, 1, 0, 2, 2, 0], [0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5]])
+def test_a_partition_is_a_point_of_the_relaxation(label):
+    rng = np.random.default_rng(3)
+    W, label, mean, between, within, T = rng.normal(size=(6, 4)), np.array(label), 0.05, 0.3, 1.5, 6
+    r = len(set(label.tolist()))
+    E = (label[:, None] == np.arange(r)).astype(float)
+    M, U = E @ np.linalg.inv(E.T @ E) @ E.T, np.full((T, T), 1 / T)
+    precision = between * (M - U) + within * (np.eye(T) - M + U)
+    values = np.linalg.eigvalsh(np.linalg.inv(precision))
+    assert values.sum() == pytest.approx((T - r + 1) / within + (r - 1) / between)
+    assert 1 / within - 1e-12 <= values.min()
+    assert values.max() <= 1 / between + 1e-12
+    V = W - W.mean(axis=0)
+    found = mean * np.trace(W.T @ U @ W) + np.trace(V.T @ precision @ V)
+    assert found == pytest.approx(np.dot([mean, between, within], hard_penalties(W, label)))
+
+
 @pytest.mark.parametrize("r", [1, 2, 3, 5])
 def test_the_relaxation_is_at_most_the_penalty_of_every_partition(r):
     rng = np.random.default_rng(1)

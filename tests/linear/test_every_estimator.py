@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 import polytask.linear
 from polytask.core.errors import InputError
+from polytask.linear import FeatureAugmentation, OnlineMultiTask, TaskClustering
 from polytask.linear.estimator import TaskEstimator
 
 SETTINGS = {
@@ -119,6 +120,34 @@ def test_bad_input_is_refused_with_its_name_and_a_remedy(estimator, case):
     change, message = BAD_INPUTS[case]
     kind = TypeError if case == "sparse X with NaN" and not type(estimator).takes_sparse else ValueError
     with pytest.raises(kind, match=message):
+        clone(estimator).fit(**{"X": X, "y": y, "tasks": tasks, **change(X, y, tasks)})
+
+
+OTHERS = [OnlineMultiTask(), TaskClustering(), FeatureAugmentation()]  # they read their rows themselves
+ABOUT_INPUTS = {
+    "NaN in X", "infinite X", "text in X", "complex X", "no rows", "no columns", "one-dimensional X",
+    "sparse X with NaN", "short tasks", "missing task label", "unknown task column",
+}  # fmt: skip
+ABOUT_TARGETS = {
+    "short y", "three-dimensional y", "no y", "infinite y", "complex y", "no labels", "tasks with matrix y",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("estimator", "case"),
+    [
+        pytest.param(estimator, case, id=f"{type(estimator).__name__}-{case}")
+        for estimator in OTHERS
+        for case in BAD_INPUTS
+        if case in ABOUT_INPUTS or (case in ABOUT_TARGETS and hasattr(estimator, "predict"))
+    ],
+)
+def test_bad_input_is_refused_by_those_that_are_not_fitted_to_all_rows_at_once_too(estimator, case):
+    X, y, tasks = problem()
+    y = (y > 0).astype(float)
+    change, message = BAD_INPUTS[case]
+    own = "could not convert string to float: 'much'|y has shape|Input y contains NaN"
+    with pytest.raises((ValueError, TypeError), match=f"{message}|{own}"):
         clone(estimator).fit(**{"X": X, "y": y, "tasks": tasks, **change(X, y, tasks)})
 
 

@@ -54,6 +54,21 @@ def test_latent_tasks_have_no_gradient(problems):
     assert np.abs(gradient).max() < 1e-4
 
 
+def test_order_and_signs_of_latent_tasks_do_not_matter(problems):
+    X, y, tasks = problems.stacked(7, rank=3)
+    order = np.array([3, 1, 4, 0, 2])
+    model, other = (
+        GroupingOverlap(3, alpha=0.03, ridge=0.02, tol=1e-12, max_iter=20_000).fit(X, y, tasks=t)
+        for t in (tasks, order[tasks])
+    )
+    np.testing.assert_allclose(other.coef_[order], model.coef_, atol=1e-4)
+    assert other.objectives_[-1] == pytest.approx(model.objectives_[-1], rel=1e-8)
+    # every latent task has its counterpart, perhaps with the other sign
+    likeness = np.abs(np.corrcoef(model.components_, other.components_)[:3, 3:])
+    np.testing.assert_allclose(likeness.max(axis=1), 1.0, atol=1e-4)
+    assert sorted(likeness.argmax(axis=1)) == [0, 1, 2]
+
+
 def test_without_penalties_and_with_a_latent_task_each_it_is_least_squares_alone(problems):
     X, y, tasks = problems.stacked(3)
     model = GroupingOverlap(5, alpha=0.0, ridge=0.0, start_ridge=1e-3).fit(X, y, tasks=tasks)

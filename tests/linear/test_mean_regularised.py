@@ -92,6 +92,16 @@ def test_tasks_that_share_nothing_are_ridge_models_alone(alpha):
         np.testing.assert_allclose(nearly.coef_[t], alone.coef_, atol=1e-8)
 
 
+def test_tasks_that_share_nothing_are_to_the_last_bit_those_fitted_one_by_one():
+    X, y, tasks = stacked(6)
+    together = MeanRegularised(0.1, np.inf).fit(X, y, tasks=tasks)
+    for t in range(4):
+        mine = tasks == t
+        alone = MeanRegularised(0.1, np.inf).fit(X[mine], y[mine], tasks=tasks[mine])
+        np.testing.assert_array_equal(together.coef_[t], alone.coef_[0])
+        assert together.intercept_[t] == alone.intercept_[0]
+
+
 def test_tasks_that_share_everything_are_one_ridge_model():
     X, y, tasks = stacked(3)
     share = 1 / np.bincount(tasks)[tasks]
