@@ -1,7 +1,10 @@
 import dataclasses
 
+import numpy as np
 import pytest
 
+from polytask.core.relation import Relation
+from polytask.core.results import MethodInfo, Results, Run
 from polytask.report import to_markdown
 from polytask.report.markdown import escape, fenced
 
@@ -32,6 +35,36 @@ def test_markdown_and_facts_tell_the_same(wide, wide_facts):
         assert any(
             line.startswith(f"| {escape(row['task'])} |") and row["verdict"] in line for line in text.splitlines()
         )
+
+
+def shown(relation):
+    """Return the lines of a report on one relation."""
+    runs = (Run("m", 0, 0, relations={"r": relation}),)
+    return to_markdown(Results("t", {}, {}, (), (MethodInfo("m", "shared", ""),), runs)).splitlines()
+
+
+def test_a_small_tree_of_tasks_is_a_nested_list():
+    merges = np.array([[0, 1, 0.5, 2], [2, 3, 1.0, 2], [4, 5, 2.0, 4]])
+    lines = shown(Relation("tree", merges, ("a", "b|c", "d", "e"), ()))
+    start = lines.index("- joined at 2.000")
+    assert lines[start + 1 : start + 7] == [
+        "  - joined at 0.5000", "    - a", "    - b\\|c", "  - joined at 1.000", "    - d", "    - e",
+    ]  # fmt: skip
+    many = np.array([[0, 1, 1.0, 2], *([k + 1, 39 + k, k + 1.0, k + 2] for k in range(1, 39))])
+    assert "A tree of 40 leaves; drawn in the HTML report." in shown(
+        Relation("tree", many, tuple(map(str, range(40))), ())
+    )
+
+
+def test_clusters_and_loadings_are_a_table_with_tasks_as_rows_where_they_are_many():
+    names = tuple(f"task {number}" for number in range(50))
+    loadings = np.arange(100.0).reshape(2, 50)
+    lines = shown(Relation("loadings", loadings, ("cluster 1", "cluster 2"), names))
+    start = lines.index("|  | cluster 1 | cluster 2 |")
+    assert lines[start + 2] == "| task 0 | 0 | 50.0 |"
+    assert "10 more rows left out here." in lines
+    assert "|  | a | b |" in shown(Relation("loadings", loadings[:, :2], ("cluster 1", "cluster 2"), ("a", "b")))
+    assert "50 rows by 50 columns; drawn in the HTML report." in shown(Relation("weights", np.eye(50), names, names))
 
 
 def test_text_of_the_user_is_escaped():

@@ -12,6 +12,8 @@ from polytask.report.sharing import used_sentence
 from polytask.report.words import SYMBOLS, clip, count, fixed, interval, mean_sd, number, percent, title_of
 
 MOST_TASKS = 40
+_MOST_LEAVES = 30  # of a tree that is written as a list
+_MOST_COLUMNS = 12
 _MEANT = re.compile(r"([\\`*_{}\[\]#|~$])")
 
 
@@ -180,8 +182,34 @@ def _relation(table: Mapping[str, Any]) -> str:
             lines += [f"- {what}: {'; '.join(named)}"] if named else []
         return "\n".join(lines)
     if table["kind"] == "tree":
+        if 2 <= len(table["leaves"]) == len(table["merges"]) + 1 <= _MOST_LEAVES:
+            return "\n".join(_branch(table, len(table["leaves"]) + len(table["merges"]) - 1, 0))
         return f"A tree of {count(table['n_rows'], 'leaf', 'leaves')}; drawn in the HTML report."
+    if 0 < table["n_columns"] <= _MOST_COLUMNS or 0 < table["n_rows"] <= _MOST_COLUMNS:
+        return _numbers(table)
     return f"{count(table['n_rows'], 'row')} by {count(table['n_columns'], 'column')}; drawn in the HTML report."
+
+
+def _branch(table: Mapping[str, Any], node: int, depth: int) -> list[str]:
+    """Return a node of a tree and what is below it as a nested list."""
+    leaves, indent = table["leaves"], "  " * depth + "- "
+    if node < len(leaves):
+        return [indent + escape(leaves[node], 60)]
+    first, second, height = table["merges"][node - len(leaves)][:3]
+    below = _branch(table, int(first), depth + 1) + _branch(table, int(second), depth + 1)
+    return [f"{indent}joined at {number(height)}", *below]
+
+
+def _numbers(table: Mapping[str, Any]) -> str:
+    """Return weights or loadings; more columns than fit on a page become rows."""
+    rows, columns, values, total = table["rows"], table["columns"], table["values"], table["n_rows"]
+    if len(columns) > _MOST_COLUMNS:
+        rows, columns, values, total = columns, rows, list(zip(*values, strict=True)), table["n_columns"]
+    top = max((abs(value) for row in values for value in row if value is not None), default=0.0)
+    cells = [[escape(name), *(fixed(value, top) for value in row)] for name, row in zip(rows, values, strict=True)]
+    head = ["", *(escape(name, 40) for name in columns)]
+    shown = cells[:MOST_TASKS]
+    return _table(head, shown, range(1, len(head))) + _more(total, len(shown), "row")
 
 
 def _metrics(facts: Mapping[str, Any], most: int) -> str:
