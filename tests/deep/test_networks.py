@@ -258,7 +258,8 @@ def test_networks_that_do_not_share_say_so():
     assert network.features(table(ROWS)) is None
     assert network.relations() == {}
     assert network.penalty() == 0
-    assert not network.end_epoch()
+    assert not network.ready_to_grow(100, stalled=True)
+    assert network.task_order() is None
 
 
 def test_many_tasks_are_one_call():

@@ -112,7 +112,7 @@ def test_ctrl_c_finishes_the_step_leaves_a_checkpoint_and_raises(tmp_path):
         run("hard", data, valid, tmp_path, balancer=Interrupted(4), settings=rarely)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     (path,) = tmp_path.iterdir()
-    assert read(path)[1] == {"epoch": 1, "step": 4}
+    assert read(path)[1] == {"epoch": 1, "step": 4, "phase": 0}
     whole = run("hard", data, valid, balancer=Equal(4))
     assert_same_bits(whole, run("hard", data, valid, tmp_path, balancer=Equal(4), settings=rarely))
 

@@ -355,25 +355,59 @@ def test_impossible_pairs_are_refused_before_the_first_step():
         fit(SingleTask(data.tasks, encoder(data)), Conflicts(4), data, settings=QUICK)
 
 
-def test_a_network_that_grows_keeps_the_optimiser_state_of_what_it_had():
+class Growing(HardSharing):
+    """Asks after every epoch or stall, and grows once, after its second epoch."""
+
+    asked: list
+
+    def ready_to_grow(self, epochs, stalled):
+        self.asked.append((epochs, stalled, len(list(self.parameters()))))
+        return epochs == 2 and not hasattr(self, "extra")
+
+    def grow(self, held_out):
+        self.seen = held_out
+        self.extra = torch.nn.Parameter(torch.zeros(1))
+        return {}
+
+    def all_scores(self, inputs, own_rows=False, *, only=None):
+        scores = super().all_scores(inputs, own_rows, only=only)
+        return scores + self.extra if hasattr(self, "extra") else scores
+
+
+def test_a_network_that_grows_is_asked_after_epochs_and_what_it_added_is_trained():
     data, valid = wide(120), wide(60, seed=1)
-    counts = []
-
-    class Growing(HardSharing):
-        def end_epoch(self):
-            counts.append(len(list(self.parameters())))
-            if len(counts) == 2:
-                self.extra = torch.nn.Parameter(torch.zeros(1))
-            return len(counts) == 2
-
-        def all_scores(self, inputs, own_rows=False, *, only=None):
-            scores = super().all_scores(inputs, own_rows, only=only)
-            return scores + self.extra if hasattr(self, "extra") else scores
-
-    fitted = fit(Growing(data.tasks, encoder(data)), Equal(4), data, valid, settings=QUICK)
-    assert counts[2] == counts[1] + 1
+    network = Growing(data.tasks, encoder(data))
+    network.asked = []
+    fitted = fit(network, Equal(4), data, valid, settings=QUICK)
+    first = network.asked[0][2]
+    assert network.asked == [(1, False, first), (2, False, first), *((k, False, first + 1) for k in (1, 2, 3))]
+    assert network.extra.item() != 0
     assert (fitted.best_epoch >= 2).all()
-    assert fitted.network.extra.item() != 0
+
+
+def test_growth_is_decided_on_held_out_rows_with_the_weights_of_the_best_epoch():
+    data, valid = wide(120), wide(60, seed=1, missing=0.3)
+    network = Growing(data.tasks, encoder(data))
+    network.asked = []
+    fitted = fit(network, Equal(4), data, valid, settings=with_settings(max_epochs=3))
+    seen, scaler = network.seen, TargetScaler.fit(data)
+    found = MultiTaskLoss(data.tasks)(seen.scores, seen.targets, seen.present).numpy()
+    curve = fitted.valid_curve[:2]
+    constant = _Loop(network, Equal(4), data, valid, QUICK, 0, torch.device("cpu"), None).constant_loss
+    np.testing.assert_allclose(found, curve[(curve / constant).mean(axis=1).argmin()], rtol=1e-5)
+    assert seen.present.sum(1).tolist() == [len(valid.labels[name]) for name in valid.names]
+    assert scaler.apply(0, valid.labels["height"].values).mean() == pytest.approx(
+        seen.targets[0][seen.present[0]].mean().item(), rel=1e-4
+    )
+
+
+def test_without_held_out_labels_no_network_grows():
+    data = wide(120)
+    for valid in (None, wide(40).without_labels()):
+        network = Growing(data.tasks, encoder(data))
+        network.asked = []
+        fit(network, Equal(4), data, valid, settings=QUICK)
+        assert network.asked == []
 
 
 def test_progress_is_told_every_epoch_and_ends_at_one():

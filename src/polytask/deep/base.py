@@ -40,6 +40,27 @@ class ParameterGroup:
     weight_decay: bool = True
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What a network says about rows that it was not trained on.
+
+    Parameters
+    ----------
+    scores
+        Shape ``(T, N, K)``.
+    targets, present
+        Targets, standardised for regression, and which rows carry the label, ``(T, N)``.
+    """
+
+    scores: Tensor
+    targets: Tensor
+    present: Tensor
+
+
+Origins = dict[nn.Parameter, tuple[nn.Parameter, Tensor]]
+"""New stacked parameter → the one it replaces, and of which of its branches each new branch is a copy, ``(n,)``."""
+
+
 class SharingNetwork(nn.Module, ABC):
     """A network with one output per task (abstract).
 
@@ -133,9 +154,34 @@ class SharingNetwork(nn.Module, ABC):
         """Return what the tasks share, by name; empty when there is nothing to show."""
         return {}
 
-    def end_epoch(self) -> bool:
-        """Return True when the network grew and the optimiser must be told of new parameters."""
+    def end_epoch(self) -> None:
+        """Close an epoch: anneal what anneals. Growth is :meth:`grow`."""
+
+    def task_order(self) -> Sequence[int] | None:
+        """Return the numbers of the tasks in the order in which an epoch goes through them, or None: all at once."""
+        return None
+
+    def begin_task(self, task: int) -> None:
+        """Note that an epoch comes to a task of :meth:`task_order`; called before the first of its steps."""
+
+    def ready_to_grow(self, epochs: int, stalled: bool) -> bool:  # noqa: ARG002  # for networks that grow
+        """Return True when :meth:`grow` wants to be asked; called after every epoch.
+
+        Parameters
+        ----------
+        epochs
+            Epochs since training began or the network was last asked to grow.
+        stalled
+            Whether early stopping would end training now.
+        """
         return False
+
+    def grow(self, held_out: HeldOut) -> Origins | None:  # noqa: ARG002  # for networks that grow
+        """Add parameters without changing any score, and return where they come from; None: nothing was added.
+
+        Training asks with the weights of the best epoch in place, and only where there are held-out rows.
+        """
+        return None
 
 
 def _keep_freed_memory() -> None:

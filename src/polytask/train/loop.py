@@ -11,6 +11,11 @@ happen to be computed together, so each task stops by itself and keeps its own s
 weights at its own best epoch; a task that stopped is not computed any more, and its learning curve stays
 at its last value.
 
+A network may grow (:meth:`~polytask.deep.base.SharingNetwork.grow`) after an epoch that ends a phase: from the
+weights of its best epoch, which growth does not change the scores of, with the optimiser's state of the
+branches that new ones copy; early stopping then counts anew. A network may also ask for its tasks one after
+the other (:meth:`~polytask.deep.base.SharingNetwork.task_order`).
+
 Same data, settings and seed give the same weights, bit for bit on one machine with one number of
 threads (on CUDA as far as its kernels are deterministic); a run that was killed and started again
 ends with the same bits as one that was not.
@@ -40,11 +45,12 @@ from polytask.core.errors import InputError, PolytaskError, unknown
 from polytask.core.learner import Progress
 from polytask.core.scaling import TargetScaler
 from polytask.core.task import Floats
-from polytask.deep.base import ParameterGroup, SharingNetwork
+from polytask.deep.base import HeldOut, ParameterGroup, SharingNetwork
 from polytask.deep.heads import MultiTaskLoss
 from polytask.deep.single import SingleTask
 from polytask.train import checkpoint as disk
 from polytask.train.batches import Batch, Placed, Sampler
+from polytask.train.sequence import TaskSampler
 
 SCHEDULES = ("constant", "cosine", "one-cycle")
 
@@ -195,8 +201,7 @@ def fit(
     checkpoint
         Folder for checkpoints. A fit with the same settings, seed, data and first weights goes on from
         the one it finds there; others are left alone. Ctrl-C waits for the end of the step, writes a
-        checkpoint and then raises KeyboardInterrupt; a second Ctrl-C does not wait. A network that
-        grows writes no checkpoint after it grew.
+        checkpoint and then raises KeyboardInterrupt; a second Ctrl-C does not wait.
 
     Raises
     ------
@@ -266,19 +271,23 @@ class _Loop:
         own_rows = settings.own_rows
         if own_rows is None:
             sparse = train.one_task_per_row or 2 * self.train.sizes.sum() < train.n_rows * len(train.tasks)
-            own_rows = sparse and not network.shared_parameters()
+            own_rows = sparse and not network.shared_parameters() and network.task_order() is None
         self.own_rows = bool(own_rows)
         self.looks_at_features = isinstance(balancer, GradientBalancer) and not self.own_rows
-        self.sampler = Sampler(
-            self.train,
-            batch_size=settings.batch_size,
-            own_rows=self.own_rows,
-            seed=seed,
-            least_steps=settings.least_steps,
-        )
+        drawing: dict[str, Any] = {
+            "batch_size": settings.batch_size,
+            "seed": seed,
+            "least_steps": settings.least_steps,
+        }
+        order = network.task_order()
+        self.sampler: Sampler | TaskSampler
+        if order is None:
+            self.sampler = Sampler(self.train, own_rows=self.own_rows, **drawing)
+        else:
+            self.sampler = TaskSampler(self.train, order, **drawing)
         self.constant_loss = _constant_losses(train, valid, self.scaler)
         n_tasks, groups = len(train.tasks), len(train.tasks) if self.each_stops else 1
-        self.epoch = self.step = 0
+        self.epoch = self.step = self.phase = 0
         self.sums, self.counts = torch.zeros(2, n_tasks, device=device)
         self.dropped = torch.zeros(n_tasks, dtype=torch.int64, device=device)
         self.curves: list[Tensor] = []  # (2, T) per epoch: train, valid
@@ -287,7 +296,7 @@ class _Loop:
         self.stopped = torch.zeros(groups, dtype=torch.bool)
         if self.each_stops:
             self.stopped = torch.from_numpy(self.train.sizes == 0)
-        self.best_weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        self.best_weights = self.snapshot()
         self.gather_parameters({})
         self.skip_stopped()
         self.whole = True
@@ -358,6 +367,11 @@ class _Loop:
 
     def update(self) -> None:
         settings = self.settings
+        if isinstance(self.sampler, TaskSampler):
+            task, first = self.sampler.task(self.step)
+            self.running = (torch.tensor([task], device=self.device), [task])
+            if first:
+                self.network.begin_task(task)
         batch = self.sampler.batch(self.step)
         done = self.epoch * self.sampler.steps + self.step
         rate = settings.rate(done, settings.max_epochs * self.sampler.steps)
@@ -414,6 +428,7 @@ class _Loop:
 
     def close_epoch(self) -> None:
         train = self.sums / self.counts  # no label: 0 / 0
+        self.skip_stopped()
         valid = self.valid_losses()
         curve = torch.stack([train, valid]).double().cpu()
         if self.each_stops and self.curves:
@@ -428,12 +443,38 @@ class _Loop:
         self.counts.zero_()
         self.balancer.end_epoch()
         self.epoch, self.step = self.epoch + 1, 0
-        if self.network.end_epoch():
-            self.gather_parameters(self.optimiser.state)
-            self.best.fill_(torch.inf)
-            self.best_weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
-            self.path = None
+        self.network.end_epoch()
+        if self.epoch < self.settings.max_epochs and self.valid is not None and self.valid.sizes.any():
+            stalled = bool(self.stopped.all())
+            if self.network.ready_to_grow(self.epoch - self.phase, stalled):
+                self.begin_phase(self.valid, stalled)
         self.whole = True
+
+    def begin_phase(self, valid: Placed, stalled: bool) -> None:
+        """Let the network grow from the weights of its best epoch, and give it a new lease of patience."""
+        self.network.load_state_dict(self.best_weights)
+        origins = self.network.grow(self.held_out(valid))
+        if origins is not None:
+            state = self.optimiser.state
+            inherited = {new: _branches_of(state[old], old, branches) for new, (old, branches) in origins.items()}
+            self.gather_parameters({**state, **inherited})
+        self.best_weights = self.snapshot()
+        if origins is not None or not stalled:
+            self.phase = self.epoch
+            self.stopped.fill_(False)
+
+    def held_out(self, valid: Placed) -> HeldOut:
+        self.network.eval()
+        with torch.no_grad():
+            parts = [
+                (self.network.all_scores(batch.inputs), batch.targets, batch.present)
+                for batch in valid.everything(own_rows=False)
+            ]
+        scores, targets, present = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        return HeldOut(scores, targets, present)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
     def valid_losses(self) -> Tensor:
         """Return the mean validation loss of each task, ``(T,)``; NaN where it has no label."""
@@ -472,7 +513,8 @@ class _Loop:
         improved = ~self.stopped & (blind | (score < self.best))
         self.best = torch.where(improved & ~blind, score, self.best)
         self.best_epoch = torch.where(improved, self.epoch, self.best_epoch)
-        self.stopped |= (self.epoch - self.best_epoch >= self.settings.patience) & ~blind
+        since = self.epoch - self.best_epoch.clamp(min=self.phase - 1)
+        self.stopped |= (since >= self.settings.patience) & ~blind
         if not bool(blind.all()):  # tasks that cannot be judged stop with the last of the others
             self.stopped |= bool((self.stopped | blind).all())
         return improved
@@ -538,7 +580,7 @@ class _Loop:
             tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
         for number, value in enumerate(self._optimised()):
             tensors |= disk.flatten(f"optimiser/{number}", self.optimiser.state.get(value, {}))
-        disk.write(self.path, tensors, {"epoch": self.epoch, "step": self.step})
+        disk.write(self.path, tensors, {"epoch": self.epoch, "step": self.step, "phase": self.phase})
         self.saved = time.monotonic()
 
     def resume(self) -> None:
@@ -548,6 +590,7 @@ class _Loop:
             return
         tensors, facts = found
         self.network.load_state_dict(disk.under("network", tensors, self.device))
+        self.gather_parameters({})  # a network that grew has others than at the start
         self.balancer.load_state_dict(disk.under("balancer", tensors, self.device))
         self.best_weights = disk.under("best", tensors, self.device)
         for number, value in enumerate(self._optimised()):
@@ -560,7 +603,7 @@ class _Loop:
         self.sums, self.counts = tensors["epoch/sums"].to(self.device), tensors["epoch/counts"].to(self.device)
         self.dropped = tensors["dropped"].to(self.device)
         self.curves = list(tensors["curves"])
-        self.epoch, self.step = int(facts["epoch"]), int(facts["step"])
+        self.epoch, self.step, self.phase = (int(facts[name]) for name in ("epoch", "step", "phase"))
         torch.set_rng_state(tensors["random/cpu"])
         if self.device.type == "cuda" and "random/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
@@ -568,6 +611,17 @@ class _Loop:
     def _optimised(self) -> Iterator[nn.Parameter]:
         for group in self.optimiser.param_groups:
             yield from group["params"]
+
+
+def _branches_of(state: Mapping[str, Tensor], old: nn.Parameter, branches: Tensor) -> dict[str, Tensor]:
+    """Return an optimiser's state for copies of branches: they go on with the moments of what they copy.
+
+    A stack counts its steps once; a branch that began with moments of zero would take too long first steps.
+    """
+    return {
+        name: value.index_select(0, branches) if value.shape == old.shape else value.clone()
+        for name, value in state.items()
+    }
 
 
 def _plain_settings(balancer: Balancer) -> dict[str, Any]:
