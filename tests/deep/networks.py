@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polytask.core.task import Binary, Multiclass, Ordinal, Regression, Task
-from polytask.deep import HardSharing, SharingNetwork, SingleTask, SoftSharing, mlp
+from polytask.deep import HardSharing, RelationshipNetwork, SharingNetwork, SingleTask, SoftSharing, mlp
 
 MIXED: tuple[Task, ...] = (
     Regression("price"),
@@ -52,4 +52,5 @@ NETWORKS: dict[str, Callable[..., SharingNetwork]] = {
     "soft, pairwise gradient": lambda tasks, encoder, **o: SoftSharing(
         tasks, encoder, strength=0.3, form="pairwise", update="gradient", **o
     ),
+    "relationship": lambda tasks, encoder, **o: RelationshipNetwork(tasks, encoder, refresh_every=2, **o),
 }

@@ -11,5 +11,6 @@ from polytask.deep.encoders import pooled as pooled
 from polytask.deep.hard import HardSharing as HardSharing
 from polytask.deep.heads import Heads as Heads
 from polytask.deep.heads import MultiTaskLoss as MultiTaskLoss
+from polytask.deep.relationship import RelationshipNetwork as RelationshipNetwork
 from polytask.deep.single import SingleTask as SingleTask
 from polytask.deep.soft import SoftSharing as SoftSharing
