@@ -4,30 +4,127 @@ import pytest
 import torch
 from tests.deep.networks import CARDINALITIES, table
 from torch import nn
+from torch.nn.utils import parametrize
 
 from polytask.core.errors import InputError
-from polytask.deep import Branches, TableInput
+from polytask.deep import Branches, Recurrent, Residual, TableInput
 
 N, ROWS = 3, 7
 
+
+class Basic(nn.Module):
+    """A residual block as image libraries write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = nn.Sequential(nn.Conv2d(2, 4, 1, stride=2, bias=False), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(y + self.downsample(x))
+
+
+class Counting(nn.Module):
+    """A module that gives its buffer a new value, and has one that is not saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("factor", torch.ones(1), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return (x - self.mean) * self.scale * self.factor
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def residual():
+    block = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+    return nn.Sequential(Residual(block, nn.Conv2d(2, 4, 1)), nn.ReLU())
+
+
+TABLE, SEQUENCE, ROW, IMAGE = (3,), (5, 4), (2, 9), (2, 6, 5)
 BLOCKS = {
-    "linear": lambda: nn.Linear(3, 5),
-    "linear without bias": lambda: nn.Linear(3, 5, bias=False),
-    "linear with one output": lambda: nn.Linear(3, 1),
-    "wide linear": lambda: nn.Linear(3, 12),
-    "layer norm": lambda: nn.LayerNorm(3),
-    "layer norm without affine": lambda: nn.LayerNorm(3, elementwise_affine=False),
-    "layer norm without bias": lambda: nn.LayerNorm(3, bias=False),
-    "batch norm": lambda: nn.BatchNorm1d(3),
-    "batch norm without affine": lambda: nn.BatchNorm1d(3, affine=False),
-    "batch norm without statistics": lambda: nn.BatchNorm1d(3, track_running_stats=False),
-    "activation": nn.Tanh,
-    "two layers": lambda: nn.Sequential(
-        nn.Linear(3, 12), nn.BatchNorm1d(12), nn.GELU(), nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 2)), nn.ReLU()
+    "linear": (lambda: nn.Linear(3, 5), TABLE),
+    "linear without bias": (lambda: nn.Linear(3, 5, bias=False), TABLE),
+    "linear with one output": (lambda: nn.Linear(3, 1), TABLE),
+    "wide linear": (lambda: nn.Linear(3, 12), TABLE),
+    "layer norm": (lambda: nn.LayerNorm(3), TABLE),
+    "layer norm without affine": (lambda: nn.LayerNorm(3, elementwise_affine=False), TABLE),
+    "layer norm without bias": (lambda: nn.LayerNorm(3, bias=False), TABLE),
+    "layer norm of images": (lambda: nn.LayerNorm((6, 5)), IMAGE),
+    "batch norm": (lambda: nn.BatchNorm1d(3), TABLE),
+    "batch norm without affine": (lambda: nn.BatchNorm1d(3, affine=False), TABLE),
+    "batch norm without statistics": (lambda: nn.BatchNorm1d(3, track_running_stats=False), TABLE),
+    "batch norm of rows": (lambda: nn.BatchNorm1d(2), ROW),
+    "batch norm of images": (lambda: nn.BatchNorm2d(2), IMAGE),
+    "group norm": (lambda: nn.GroupNorm(1, 2), IMAGE),
+    "group norm of rows": (lambda: nn.GroupNorm(2, 2), ROW),
+    "group norm without affine": (lambda: nn.GroupNorm(2, 2, affine=False), IMAGE),
+    "activation": (nn.Tanh, TABLE),
+    "two layers": (
+        lambda: nn.Sequential(
+            nn.Linear(3, 12),
+            nn.BatchNorm1d(12),
+            nn.GELU(),
+            nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 2)),
+            nn.ReLU(),
+        ),
+        TABLE,
     ),
-    "activation first": lambda: nn.Sequential(nn.Tanh(), nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 1)),
-    "dropout of nothing": lambda: nn.Sequential(nn.Dropout(0.0), nn.Linear(3, 4)),
+    "activation first": (lambda: nn.Sequential(nn.Tanh(), nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 1)), TABLE),
+    "dropout of nothing": (lambda: nn.Sequential(nn.Dropout(0.0), nn.Linear(3, 4)), TABLE),
+    "one slope": (nn.PReLU, IMAGE),
+    "slopes of channels": (lambda: nn.PReLU(2), IMAGE),
+    "slopes of units": (lambda: nn.PReLU(3), TABLE),
+    "convolution of rows": (lambda: nn.Conv1d(2, 4, 3, padding=1), ROW),
+    "convolution": (lambda: nn.Conv2d(2, 4, 3), IMAGE),
+    "convolution with options": (
+        lambda: nn.Conv2d(2, 4, (3, 2), stride=2, padding=(2, 1), dilation=2, bias=False),
+        IMAGE,
+    ),
+    "convolution of the same size": (lambda: nn.Conv2d(2, 4, 3, padding="same"), IMAGE),
+    "convolution in groups": (lambda: nn.Conv2d(2, 4, 3, groups=2), IMAGE),
+    "convolution with circular padding": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), IMAGE),
+    "convolution of rows with reflection": (lambda: nn.Conv1d(2, 3, 3, padding="same", padding_mode="reflect"), ROW),
+    "pooling": (
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(2), nn.AvgPool2d(2, padding=1)),
+        IMAGE,
+    ),
+    "pooling of rows": (lambda: nn.Sequential(nn.MaxPool1d(2), nn.Conv1d(2, 4, 3), nn.AdaptiveAvgPool1d(1)), ROW),
+    "pooling to one": (lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3)), IMAGE),
+    "adaptive maximum": (lambda: nn.AdaptiveMaxPool2d((2, 3)), IMAGE),
+    "flattened": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(48, 3)), IMAGE),
+    "flattened in part": (lambda: nn.Flatten(1, 2), IMAGE),
+    "residual": (residual, IMAGE),
+    "residual of a shared shortcut": (lambda: Residual(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))), TABLE),
+    "another library's residual block": (Basic, IMAGE),
+    "LSTM": (lambda: Recurrent(4, 3), SEQUENCE),
+    "GRU in one direction": (lambda: Recurrent(4, 3, cell="gru", bidirectional=False), SEQUENCE),
+    "transposed convolution": (lambda: nn.ConvTranspose2d(2, 3, 3, stride=2), IMAGE),
+    "attention": (Attention, SEQUENCE),
+    "transformer layer": (lambda: nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True), SEQUENCE),
+    "own statistics": (Counting, TABLE),
+    "parametrised": (lambda: parametrize.register_parametrization(nn.Linear(3, 4), "weight", nn.Softplus()), TABLE),
 }
+
+
+def example(kind, *lead):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*lead, *BLOCKS[kind][1], generator=generator, dtype=torch.float64)
 
 
 def scrambled(block: nn.Module, seed: int) -> nn.Module:
@@ -48,9 +145,9 @@ def gradients(block):
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_every_branch_equals_the_plain_module_in_value_gradient_and_state(kind, own, training):
-    plain = [scrambled(BLOCKS[kind](), seed).train(training) for seed in range(N)]
+    plain = [scrambled(BLOCKS[kind][0](), seed).train(training) for seed in range(N)]
     branches = Branches.from_modules(plain).train(training)
-    x = table(*((N, ROWS) if own else (ROWS,)))["numeric"].requires_grad_()
+    x = example(kind, *((N, ROWS) if own else (ROWS,))).requires_grad_()
     y = branches(x, own)
     weight = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     (y * weight).sum().backward()
@@ -88,9 +185,9 @@ def test_branches_of_a_table_input_embed_with_their_own_tables(own):
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_only_computes_the_branches_asked_for_and_leaves_the_others_alone(kind):
-    branches = Branches.from_modules([scrambled(BLOCKS[kind](), seed) for seed in range(N)])
+    branches = Branches.from_modules([scrambled(BLOCKS[kind][0](), seed) for seed in range(N)])
     whole = copy.deepcopy(branches)
-    x = table(ROWS)["numeric"]
+    x = example(kind, ROWS)
     before = copy.deepcopy(branches.state_dict())
     some = branches(x, only=torch.tensor([2, 0]))
     torch.testing.assert_close(some, whole(x)[[2, 0]], rtol=0, atol=1e-12)
@@ -164,15 +261,15 @@ def test_state_round_trip_gives_the_same_outputs():
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: Branches(nn.LSTM(3, 4), 2), "LSTM"),
-        (lambda: Branches(nn.Sequential(nn.Linear(3, 4), nn.PReLU()), 2), "PReLU"),
+        (lambda: Branches(nn.LSTM(3, 4), 2), "Recurrent"),
+        (lambda: Branches(nn.LazyLinear(3), 2), "run it once first"),
         (lambda: Branches(nn.BatchNorm1d(3, momentum=None), 2), "momentum"),
-        (lambda: Branches(nn.Embedding(3, 2, padding_idx=0), 2), "Embedding"),
+        (lambda: Branches(nn.Embedding(3, 2, max_norm=1.0), 2), "max_norm"),
         (lambda: Branches(nn.Linear(3, 4), 0), "n is 0"),
         (lambda: Branches.from_modules([]), "modules is empty"),
         (lambda: Branches.from_modules([nn.Linear(3, 4), nn.Linear(3, 5)]), "equally built"),
         (lambda: Branches(nn.Linear(3, 4), 2).copy(2), "branch is 2"),
-        (lambda: Branches(nn.BatchNorm1d(3), 2)(torch.zeros(5, 3, 2)), "rows of features"),
+        (lambda: Branches(nn.BatchNorm1d(3), 2)(torch.zeros(5, 3, 2, 2)), r"\(B, features\)"),
     ],
 )
 def test_what_cannot_be_stacked_is_refused_by_name(build, words):
