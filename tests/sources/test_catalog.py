@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from polytask.core import InputError
-from polytask.sources import DATASETS, TableEncoder, export_csv, load, read_table, school_splits
+from polytask.sources import DATASETS, TableEncoder, export_csv, load, load_images, read_table, school_splits
 from polytask.sources.catalog import _arff
 
 needs_data = pytest.mark.skipif(
@@ -121,7 +121,7 @@ def test_nhanes_is_remade_from_survey_rows_by_the_stated_rules(tmp_path):
 
 
 @needs_data
-@pytest.mark.parametrize("name", [name for name, info in DATASETS.items() if not info.embedded])
+@pytest.mark.parametrize("name", [n for n, info in DATASETS.items() if not info.embedded and info.form != "images"])
 def test_public_data_set_has_the_size_the_catalogue_states(name):
     info, table = DATASETS[name], load(name)
     assert (table.data.n_rows, len(table.data.inputs), len(table.data.tasks)) == (info.rows, info.inputs, info.tasks)
@@ -167,3 +167,53 @@ def test_exported_csv_reads_back_as_the_same_table(name, tmp_path):
         )
     for task, labels in table.data.labels.items():
         np.testing.assert_array_equal(again.data.labels[task].values, labels.values)
+
+
+@needs_data
+@pytest.mark.parametrize("name", [name for name, info in DATASETS.items() if info.form == "images"])
+def test_public_image_set_has_the_size_the_catalogue_states(name):
+    info, data = DATASETS[name], load_images(name)
+    images = data.inputs["image"]
+    assert images.dtype == np.uint8
+    assert (data.n_rows, images[0].size, len(data.tasks)) == (info.rows, info.inputs, info.tasks)
+    assert sum(map(len, data.labels.values())) == data.n_rows * (1 if name == "omniglot" else info.tasks)
+    assert images.max() == 255
+
+
+@needs_data
+def test_overlaid_digits_are_two_digits_of_their_part_where_the_labels_say():
+    single, double = load_images("mnist"), load_images("multi_mnist", seed=3)
+    images, pairs = single.inputs["image"], double.inputs["image"]
+    assert (pairs[:, :, :8, :28] == images[:, :, :8, :]).all()  # the right digit does not reach there
+    assert (pairs[:, :, :28, :28] >= images).all()
+    codes = single.labels["digit"].values
+    assert np.array_equal(double.labels["left"].values, codes)
+    for part in ("train", "test"):
+        here = single.keys["part"] == part
+        corners = {(image.tobytes(), code) for image, code in zip(images[here, :, 20:, 20:], codes[here], strict=True)}
+        right = double.labels["right"].values[here]
+        seen = zip(pairs[here, :, 28:, 28:], right, strict=True)  # only the right digit reaches there
+        assert all((image.tobytes(), code) in corners for image, code in seen)
+    again, other = load_images("multi_mnist", seed=3), load_images("multi_mnist", seed=4)
+    assert np.array_equal(again.inputs["image"], pairs)
+    assert not np.array_equal(other.inputs["image"], pairs)
+
+
+@needs_data
+def test_every_omniglot_character_is_drawn_once_by_each_of_twenty_drawers():
+    data = load_images("omniglot")
+    assert data.one_task_per_row
+    for task in data.tasks:
+        labels = data.labels[task.name]
+        assert set(data.keys["alphabet"][labels.rows]) == {task.name}
+        for code in range(task.n_outputs):
+            assert sorted(data.keys["drawer"][labels.rows[labels.values == code]]) == list(range(1, 21))
+    for part, count in (("background", 30), ("evaluation", 20)):
+        assert len(set(data.keys["alphabet"][data.keys["part"] == part])) == count
+
+
+def test_images_are_not_read_as_tables_nor_tables_as_images():
+    with pytest.raises(InputError, match="load_images"):
+        load("mnist")
+    with pytest.raises(InputError, match="is a table"):
+        load_images("nhanes")

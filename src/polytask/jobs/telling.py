@@ -25,7 +25,7 @@ _EXAMPLES: dict[str, Task] = {
 }
 _ORDER = ("single", "pooled", "shared")
 _REQUIRED = ("numpy", "scipy", "scikit-learn", "pandas", "numba", "pydantic", "typer", "rich", "plotly", "safetensors")
-_EXTRAS = {"torch": ("torch",), "parquet": ("pyarrow",)}
+_EXTRAS = {"torch": ("torch",), "parquet": ("pyarrow",), "images": ("pillow",)}
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 

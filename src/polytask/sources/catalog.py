@@ -2,6 +2,7 @@
 
 ``nhanes`` is part of the package. The others are read from the folder named by the environment
 variable ``POLYTASK_DATA`` (or ``root``), one sub-folder each; every file is checked against its SHA-256.
+:func:`load` reads tables, :func:`load_images` sets of images.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from polytask.core.data import Array, Ints
-from polytask.core.errors import InputError, unknown
+from polytask.core.data import Array, Ints, TaskData
+from polytask.core.errors import InputError, MissingExtraError, unknown
+from polytask.core.task import Multiclass
+from polytask.sources.image_sets import digits, omniglot, overlaid
 from polytask.sources.preflight import read_cells
 from polytask.sources.tables import Source, Table, read_table, write_csv
 
@@ -28,6 +31,8 @@ ROOT_VARIABLE = "POLYTASK_DATA"
 _EMBEDDED = Path(__file__).parent / "data"
 
 Columns = dict[str, Array]
+Images = Callable[[list[bytes], list[str], int], TaskData]
+"""What makes task data of files, their paths and a seed."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,12 @@ class DatasetInfo:
     name, title
         Key of the catalogue, and one line for people.
     form
-        ``"wide"`` or ``"long"``.
+        ``"wide"`` or ``"long"`` tables, or ``"images"``.
     rows, inputs, tasks
-        Sizes once read.
+        Sizes once read; the inputs of images are their pixels.
     options
-        Arguments of :func:`~polytask.sources.tables.read_table` that read it: targets, kinds, keys.
+        Arguments of :func:`~polytask.sources.tables.read_table` that read it: targets, kinds, keys. Of images only
+        the targets.
     licence, citation, where
         Terms as far as the origin states them, what to cite, and where the files come from.
     files
@@ -72,6 +78,7 @@ class DatasetInfo:
     published: tuple[Mapping[str, Any], ...] = ()
     embedded: bool = False
     _columns: Callable[[list[bytes], list[str]], Columns] = field(default=lambda _raw, _names: {}, repr=False)
+    _images: Images | None = field(default=None, repr=False)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -86,7 +93,7 @@ class DatasetInfo:
 
 
 def load(name: str, *, root: str | os.PathLike[str] | None = None) -> Table:
-    """Read a data set of the catalogue.
+    """Read a table of the catalogue.
 
     Parameters
     ----------
@@ -98,13 +105,33 @@ def load(name: str, *, root: str | os.PathLike[str] | None = None) -> Table:
     Raises
     ------
     InputError
-        For an unknown name, an absent folder or file, or a file that is not the known one.
+        For an unknown name, a set of images, an absent folder or file, or a file that is not the known one.
     """
-    info = _info(name)
+    info = _table_info(name)
     table = read_table(_read(info, root), **info.options)
     digests = list(info.files.values())
     digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return replace(table, source=Source(", ".join(info.files), digest))
+
+
+def load_images(name: str, *, root: str | os.PathLike[str] | None = None, seed: int = 0) -> TaskData:
+    """Read a set of images of the catalogue: ``inputs["image"]`` ``(n, C, H, W)`` uint8.
+
+    Where the origin splits it, ``keys["part"]`` says which row belongs where.
+
+    Parameters
+    ----------
+    name
+        Key of :data:`DATASETS` with the form ``"images"``.
+    root
+        As for :func:`load`.
+    seed
+        Of the sets that are made here: which images are laid over each other.
+    """
+    info = _info(name)
+    if info._images is None:
+        raise InputError(f'data set "{name}" is a table; read it with load("{name}")')
+    return info._images(*_files(info, root), seed)
 
 
 def export_csv(name: str, path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> None:
@@ -112,7 +139,7 @@ def export_csv(name: str, path: str | os.PathLike[str], *, root: str | os.PathLi
 
     ``read_table(path, **DATASETS[name].options)`` reads it back as :func:`load` does.
     """
-    write_csv(path, _read(_info(name), root))
+    write_csv(path, _read(_table_info(name), root))
 
 
 def school_splits(*, root: str | os.PathLike[str] | None = None) -> tuple[tuple[Ints, Ints], ...]:
@@ -141,6 +168,16 @@ def _info(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
+def _table_info(name: str) -> DatasetInfo:
+    info = _info(name)
+    if info._images is not None:
+        raise InputError(
+            f'data set "{name}" holds images; read it in Python with load_images("{name}"). Commands and model folders '
+            "work on tables"
+        )
+    return info
+
+
 def _folder(name: str, root: str | os.PathLike[str] | None) -> Path:
     chosen = root or os.environ.get(ROOT_VARIABLE)
     if not chosen:
@@ -166,10 +203,14 @@ def _checked(path: Path, digest: str) -> bytes:
 
 
 def _read(info: DatasetInfo, root: str | os.PathLike[str] | None) -> Columns:
+    return info._columns(*_files(info, root))
+
+
+def _files(info: DatasetInfo, root: str | os.PathLike[str] | None) -> tuple[list[bytes], list[str]]:
+    """Return the checked contents and the paths of a data set's files."""
     folder = _EMBEDDED if info.embedded else _folder(info.name, root)
     raws = [_checked(folder / path, digest) for path, digest in info.files.items()]
-    paths = [str(folder / path) for path in info.files]
-    return info._columns(raws, paths)
+    return raws, [str(folder / path) for path in info.files]
 
 
 # -- readers of single formats ----------------------------------------------------------------
@@ -265,6 +306,27 @@ def _arff(raws: list[bytes], paths: list[str]) -> Columns:
     return columns
 
 
+_FINGERPRINT = 1024
+_BOND_RADIUS = 2
+
+
+def _tox21(raws: list[bytes], paths: list[str]) -> Columns:
+    """Read molecules and assays; the molecules become Morgan fingerprints (radius 2, 1,024 bits)."""
+    try:
+        from rdkit import Chem, rdBase
+        from rdkit.Chem import rdFingerprintGenerator
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("the fingerprints of molecules need RDKit: pip install rdkit") from error
+    columns = _csv(raws, paths)
+    maker = rdFingerprintGenerator.GetMorganGenerator(radius=_BOND_RADIUS, fpSize=_FINGERPRINT)
+    with rdBase.BlockLogs():
+        molecules = [Chem.MolFromSmiles(text) for text in columns["smiles"].tolist()]
+    known = np.array([molecule is not None for molecule in molecules])
+    bits = np.stack([maker.GetFingerprintAsNumPy(molecule) for molecule in molecules if molecule is not None])
+    kept = {name: values[known] for name, values in columns.items()}
+    return kept | {f"morgan_{number}": bits[:, number].astype(np.float64) for number in range(_FINGERPRINT)}
+
+
 # -- the catalogue ----------------------------------------------------------------------------
 
 _SPLITS_SHA256 = "efcf18af41820ab080d81ff46e00af74ba59aed957274e88b799ee8f0d2bbee2"
@@ -300,6 +362,80 @@ def _mulan(name: str, title: str, rows: int, inputs: int, targets: tuple[str, ..
 _STUDENT = ("G1", "G2", "G3")
 _TORQUES = tuple(f"torque_{joint}" for joint in range(1, 8))
 _HEALTH = ("poor", "fair", "good", "very good", "excellent")
+
+_ASSAYS = (
+    *("NR-AR", "NR-AR-LBD", "NR-AhR", "NR-Aromatase", "NR-ER", "NR-ER-LBD", "NR-PPAR-gamma"),
+    *("SR-ARE", "SR-ATAD5", "SR-HSE", "SR-MMP", "SR-p53"),
+)
+_IMAGE_METRICS = ("accuracy", "log_loss")
+_DIGIT = Multiclass("digit", _IMAGE_METRICS, tuple("0123456789"))
+_GARMENT = Multiclass(
+    "garment",
+    _IMAGE_METRICS,
+    (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+)
+_MNIST = {
+    "mnist/train-images-idx3-ubyte.xz": "8f41e9b4abc124dc3d209e86f7ea714a81f80edea40b565a4781dec7bd67c6e2",
+    "mnist/train-labels-idx1-ubyte.xz": "dcd3d8184fe1a8be6231f172fb3390116f91c127282fd736ab55752c179963d8",
+    "mnist/t10k-images-idx3-ubyte.xz": "d815adbb3188b5bafed15d649960a5dbcb0f9138b9a4205b88b175001cb394c9",
+    "mnist/t10k-labels-idx1-ubyte.xz": "f2edae9ce0307abae4671a37b70e6e3858696b48b16c3cfdfef97388dc9925d5",
+}
+_FASHION = {
+    "fashion_mnist/train-images-idx3-ubyte.xz": "fa573e1bd2da2e8b9754eda018b3d9662a98b99ae084adfc28a4aeb51cf413db",
+    "fashion_mnist/train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "fashion_mnist/t10k-images-idx3-ubyte.xz": "dc9254d8b9d646e31d4011433945c82f0924763fc16e88307b15403cb2fc7770",
+    "fashion_mnist/t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
+_MNIST_WHERE = "yann.lecun.com/exdb/mnist (the four files, packed with xz)"
+_MNIST_CITATION = (
+    "LeCun, Bottou, Bengio, Haffner, Gradient-based learning applied to document recognition, Proc. IEEE 86, 1998"
+)
+_FASHION_WHERE = "github.com/zalandoresearch/fashion-mnist (the four files; images packed with xz)"
+_FASHION_CITATION = "Xiao, Rasul, Vollgraf, Fashion-MNIST, arXiv:1708.07747, 2017"
+_MNIST_LICENCE = "CC BY-SA 3.0 (as usually stated)"
+_OFFICIAL = "60,000 training and 10,000 test images (keys: part), accuracy"
+
+
+def _image_set(
+    name: str,
+    title: str,
+    shape: tuple[int, int],
+    targets: tuple[str, ...],
+    terms: tuple[str, str, str],
+    files: Mapping[str, str],
+    protocol: str,
+    images: Images,
+    *,
+    tasks: int | None = None,
+) -> DatasetInfo:
+    """Describe a set of images: ``shape`` is (rows, pixels), ``terms`` are licence, citation and origin."""
+    options = {"targets": targets}
+    return DatasetInfo(
+        name, title, "images", *shape, tasks or len(targets), options, *terms, files, protocol, _images=images
+    )
+
+
+def _overlaid(
+    name: str, what: str, task: Multiclass, terms: tuple[str, str, str], files: Mapping[str, str]
+) -> DatasetInfo:
+    def images(raws: list[bytes], paths: list[str], seed: int) -> TaskData:
+        single = digits(raws, paths, task)
+        return overlaid(single, single, seed=seed)
+
+    return _image_set(
+        name,
+        f"Two {what} laid over each other in a larger picture, left and right as two tasks (made here by seed)",
+        (70_000, 36 * 36),
+        ("left", "right"),
+        terms,
+        files,
+        f"{_OFFICIAL} of each side; published pictures are made and resized in several ways, so figures differ by them",
+        images,
+    )
+
 
 _SCHOOL_PUBLISHED = tuple(
     {"what": what, "metric": metric, "low": low, "high": high, "note": "papers seldom say which definition they use"}
@@ -497,6 +633,67 @@ _ENTRIES = (
         {"sarcos_test/sarcos_inv_test.mat": "161a59b5c3b4f4b404584323f181607b2acbe620eb134dc720760dc3f38f5cec"},
         "official figures train on 44,484 other rows: not comparable with a split of this file",
         _columns=_sarcos,
+    ),
+    DatasetInfo(
+        "tox21",
+        "Twelve toxicity assays of molecules, as Morgan fingerprints (needs RDKit)",
+        "wide",
+        7823,
+        _FINGERPRINT,
+        12,
+        {
+            "targets": _ASSAYS,
+            "kinds": dict.fromkeys(_ASSAYS, "binary"),
+            "metrics": dict.fromkeys(_ASSAYS, ("auc", "log_loss")),
+            "id_column": "smiles",
+        },
+        "public data of the US NIH; collected in MoleculeNet (MIT)",
+        "Tox21 challenge, 2014; Wu et al., MoleculeNet, Chemical Science 9, 2018",
+        "github.com/chemprop/chemprop, data/tox21.csv; eight molecules that RDKit does not read are left out",
+        {"tox21/tox21.csv.gz": "a8f5b4744c25cad36a06f28dd40e789541d6bd34bab93d32626393f974110941"},
+        "random splits of 80/10/10 %, mean area under the ROC curve over the assays",
+        _columns=_tox21,
+    ),
+    _image_set(
+        "mnist",
+        "Handwritten digits",
+        (70_000, 28 * 28),
+        ("digit",),
+        (_MNIST_LICENCE, _MNIST_CITATION, _MNIST_WHERE),
+        _MNIST,
+        _OFFICIAL,
+        lambda raws, paths, _seed: digits(raws, paths, _DIGIT),
+    ),
+    _image_set(
+        "fashion_mnist",
+        "Garments",
+        (70_000, 28 * 28),
+        ("garment",),
+        ("MIT", _FASHION_CITATION, _FASHION_WHERE),
+        _FASHION,
+        _OFFICIAL,
+        lambda raws, paths, _seed: digits(raws, paths, _GARMENT),
+    ),
+    _overlaid("multi_mnist", "digits", _DIGIT, (_MNIST_LICENCE, _MNIST_CITATION, _MNIST_WHERE), _MNIST),
+    _overlaid("multi_fashion", "garments", _GARMENT, ("MIT", _FASHION_CITATION, _FASHION_WHERE), _FASHION),
+    _image_set(
+        "omniglot",
+        "Handwritten characters of 50 alphabets, one task per alphabet",
+        (32_460, 28 * 28),
+        ("character",),
+        (
+            "MIT",
+            "Lake, Salakhutdinov, Tenenbaum, Human-level concept learning through probabilistic program induction, "
+            "Science 350, 2015",
+            "github.com/brendenlake/omniglot, python/images_background.zip and images_evaluation.zip (packed with xz)",
+        ),
+        {
+            "omniglot/images_background.tar.xz": "fa3b640b8fbc2ea59561f5ad9623480f7bf780ebd36557e891330f09aa7fa8ec",
+            "omniglot/images_evaluation.tar.xz": "827112419583838160129432b32276d3ac830f8fa60f738a6550136d9ff94263",
+        },
+        "alphabets as tasks: some of each character's 20 drawings for training (few_per_class), accuracy on the rest",
+        lambda raws, paths, _seed: omniglot(raws, paths),
+        tasks=50,
     ),
     _mulan(
         "andro",

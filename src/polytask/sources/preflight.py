@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -33,11 +34,13 @@ LONGEST_NAME = 100
 MOST_REFUSED = 0.10
 _MOST_BYTES = 4 << 30
 _SAMPLE = 100
-_PACKERS: tuple[tuple[re.Pattern[bytes], Callable[[io.BytesIO], gzip.GzipFile | lzma.LZMAFile | bz2.BZ2File]], ...] = (
+Unpacked = gzip.GzipFile | lzma.LZMAFile | bz2.BZ2File
+PACKERS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO], Unpacked]], ...] = (
     (re.compile(rb"\x1f\x8b"), lambda file: gzip.GzipFile(fileobj=file)),
     (re.compile(rb"\xfd7zXZ\x00"), lzma.LZMAFile),
     (re.compile(rb"BZh[1-9]1AY&SY"), bz2.BZ2File),
 )
+"""First bytes of a compressed file, and what unpacks it."""
 _MARKS = (
     (b"\xff\xfe\x00\x00", "utf-32"),
     (b"\x00\x00\xfe\xff", "utf-32"),
@@ -175,7 +178,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _unpack(raw: bytes, name: str) -> bytes:
-    for magic, opened in _PACKERS:
+    for magic, opened in PACKERS:
         if magic.match(raw):
             try:
                 with opened(io.BytesIO(raw)) as file:

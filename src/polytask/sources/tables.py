@@ -300,6 +300,37 @@ def read_table(
     return Table(data, tuple(notes), raw.source, raw.refused, form, raw.n_rows + len(raw.refused), schema)
 
 
+def read_labels(
+    source: Any,
+    *,
+    keys: Sequence[str],
+    targets: Sequence[str] | None = None,
+    task_column: str | None = None,
+    target: str | None = None,
+    kinds: Mapping[str, Request] | None = None,
+    missing: Missing = (),
+) -> tuple[tuple[Task, ...], Mapping[str, Labels], Mapping[str, Array]]:
+    """Read the labels of inputs that lie elsewhere, such as images: tasks, labels and key columns (as texts).
+
+    Every record is taken, in the order of the file, or the file is refused. Other columns are ignored.
+    Arguments as in :func:`read_table`; ``keys`` are the columns to carry along.
+    """
+    raw = _load(source, None, None, None, keep_all_rows=True)
+    names = list(raw.columns)
+    codes = _missing_codes(missing, names)
+    wanted = _wanted(targets, task_column, target, names)
+    carried = {_known(column, names, "keys"): raw.columns[column] for column in keys}
+    for column, values in carried.items():
+        if values.kind != "text":
+            raise InputError(f'column "{column}" of {raw.source.file} holds numbers; it must hold texts')
+    read = _read_targets(raw, wanted, kinds or {}, codes, [])
+    found = {column: values.values for column, values in carried.items()}
+    if task_column is None:
+        return *_wide(read, {}, []), found
+    owners, tasks, labels = _long(_key_values(raw, task_column, "task", codes), task_column, read, {}, [])
+    return tasks, labels, found | {task_column: owners}
+
+
 def read_features(
     source: Any,
     schema: Schema,

@@ -18,6 +18,7 @@ LEAK_CORRELATION = 0.999
 _LEAK_ROWS = 10
 _LEAK_ROWS_CLASSES = 20
 _LEAK_SAMPLE = 5000
+_LEAK_GLANCE = 50
 
 SCALES: tuple[tuple[str, ...], ...] = (
     ("very poor", "poor", "fair", "good", "very good", "excellent"),
@@ -235,7 +236,7 @@ def _correlation(x: Floats, y: Floats, rows: NDArray[np.bool_]) -> float:
 
 def _one_to_one(x: NDArray[np.generic], y: Floats, rows: NDArray[np.bool_]) -> bool:
     chosen = np.flatnonzero(rows)
-    for part in (chosen[:_LEAK_SAMPLE], chosen):
+    for part in (chosen[:_LEAK_GLANCE], chosen[:_LEAK_SAMPLE], chosen):
         left, right = x[part].tolist(), y[part].tolist()
         pairs = len(set(zip(left, right, strict=True)))
         if not pairs == len(set(left)) == len(set(right)):

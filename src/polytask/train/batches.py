@@ -19,18 +19,21 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from polytask.core.data import TaskData
+from polytask.core.data import Array, TaskData
 from polytask.core.errors import InputError
 from polytask.core.scaling import TargetScaler
 from polytask.core.task import Floats
 
 _CELLS = 1 << 18
-"""Most rows × tasks scored in one evaluation call, to bound memory."""
+"""Most rows × tasks of a table scored in one evaluation call."""
+_PIXELS = 1 << 20
+"""Most rows × tasks × values per image scored in one evaluation call."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,46 @@ class Batch:
     present: Tensor
 
 
-def place_inputs(data: TaskData, device: torch.device) -> dict[str, Tensor]:
-    """Return the encoded inputs as float32 and int64 tensors on ``device``.
+def inputs_of(data: TaskData) -> dict[str, Any]:
+    """Return what an encoder must know of encoded inputs, as plain data.
+
+    ``{"image": [C, H, W]}`` for images, ``{"n_numeric": p, "cardinalities": [...]}`` for tables.
 
     Raises
     ------
     InputError
-        When there is no ``"numeric"`` input, a number is not finite in float32, or a code is not below
-        its column's cardinality.
+        When there are neither images nor an encoded table, or both.
     """
+    if "image" in data.inputs:
+        if len(data.inputs) > 1:
+            raise InputError(f"inputs has {sorted(data.inputs)}; networks read images or a table, not both at once")
+        shape = data.inputs["image"].shape
+        if len(shape) != 4:
+            raise InputError(f'the input "image" has shape {shape}; networks read (rows, channels, height, width)')
+        return {"image": [int(size) for size in shape[1:]]}
     if "numeric" not in data.inputs:
-        raise InputError(f'inputs has {sorted(data.inputs)} but no "numeric"; encode the table first (TableEncoder)')
+        raise InputError(
+            f'inputs has {sorted(data.inputs)} but no "numeric" (encode the table first: TableEncoder) and no "image"'
+        )
+    shape = data.inputs["numeric"].shape
+    if len(shape) != 2:
+        raise InputError(f'the input "numeric" has shape {shape}; networks read (rows, columns)')
+    return {"n_numeric": int(shape[1]), "cardinalities": [int(size) for size in data.cardinalities]}
+
+
+def place_inputs(data: TaskData, device: torch.device) -> dict[str, Tensor]:
+    """Return the encoded inputs as tensors on ``device``: float32, int64 codes, and images of bytes as they are.
+
+    Raises
+    ------
+    InputError
+        When there is no ``"numeric"`` or ``"image"`` input, a number is not finite in float32, or a code is not
+        below its column's cardinality.
+    """
+    if "image" in inputs_of(data):
+        return {"image": _place_images(data.inputs["image"], device)}
     with np.errstate(over="ignore"):
         numeric = np.ascontiguousarray(data.inputs["numeric"], dtype=np.float32)
-    if numeric.ndim != 2:
-        raise InputError(f'the input "numeric" has shape {numeric.shape}; networks read (rows, columns)')
     if not np.isfinite(numeric).all():
         row, column = (int(i) for i in np.argwhere(~np.isfinite(numeric))[0])
         value = data.inputs["numeric"][row, column]
@@ -80,6 +108,32 @@ def place_inputs(data: TaskData, device: torch.device) -> dict[str, Tensor]:
             )
         found["categorical"] = torch.from_numpy(codes).to(device)
     return found
+
+
+def _place_images(images: Array, device: torch.device) -> Tensor:
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise InputError(f'the input "image" has type {images.dtype}; give uint8 (0 … 255) or finite floats')
+    stored = np.require(images, np.uint8 if images.dtype == np.uint8 else np.float32, ["C", "W"])
+    if stored.dtype == np.float32 and not np.isfinite(stored).all():
+        row = int(np.argwhere(~np.isfinite(stored))[0][0])
+        raise InputError(f"image {row} has a pixel that is not finite; networks need finite numbers")
+    return torch.from_numpy(stored).to(device)
+
+
+def read_rows(inputs: Mapping[str, Tensor], index: Tensor | slice) -> dict[str, Tensor]:
+    """Return rows of placed inputs as a network reads them: bytes 0 … 255 become floats 0 … 1."""
+    if isinstance(index, Tensor) and index.ndim == 1:  # the common case, for which there is a quicker kernel
+        rows = {name: array.index_select(0, index) for name, array in inputs.items()}
+    else:
+        rows = {name: array[index] for name, array in inputs.items()}
+    return {name: array.float() / 255 if array.dtype == torch.uint8 else array for name, array in rows.items()}
+
+
+def rows_at_once(inputs: Mapping[str, Tensor], n_tasks: int) -> int:
+    """Return how many rows of placed inputs are scored in one evaluation call, to bound memory."""
+    if "image" in inputs:
+        return max(8, _PIXELS // (n_tasks * inputs["image"].shape[1:].numel()))
+    return max(64, _CELLS // n_tasks)
 
 
 def _feature(data: TaskData, group: str, column: int) -> str:
@@ -133,7 +187,7 @@ class Placed:
 
     def row_batch(self, index: Tensor) -> Batch:
         """Return these rows for all tasks, ``index`` ``(B,)``."""
-        inputs = {name: array.index_select(0, index) for name, array in self.inputs.items()}
+        inputs = read_rows(self.inputs, index)
         if self.single:
             present = self.task_of_row.index_select(0, index) == self.numbers[:, None]
             return Batch(inputs, self.target_of_row.index_select(0, index) * present, present)
@@ -143,12 +197,12 @@ class Placed:
     def own_batch(self, position: Tensor, present: Tensor) -> Batch:
         """Return each task's own rows; ``position`` ``(T, B)`` counts labels sorted by task, then row."""
         rows = self.label_rows[position]
-        inputs = {name: array[rows] for name, array in self.inputs.items()}
+        inputs = read_rows(self.inputs, rows)
         return Batch(inputs, self.label_values[position] * present, present)
 
     def everything(self, own_rows: bool) -> Iterator[Batch]:
         """Yield every label once, in few large batches, in a fixed order."""
-        width = max(64, _CELLS // max(1, self.n_tasks))
+        width = rows_at_once(self.inputs, self.n_tasks)
         if not own_rows:
             index = torch.from_numpy(self.labelled_rows).to(self.device)
             for start in range(0, len(index), width):

@@ -15,10 +15,9 @@ from polytask.core.relation import Relation
 from polytask.core.scaling import TargetScaler
 from polytask.core.task import Floats, Multiclass, Task
 from polytask.deep.base import SharingNetwork
-from polytask.train.batches import place_inputs
+from polytask.train.batches import inputs_of, place_inputs, read_rows, rows_at_once
 from polytask.train.networks import build
 
-_CELLS = 1 << 18
 _RELATED_ROWS = 500
 
 
@@ -76,23 +75,21 @@ class NetworkModel(Model):
         self._check(data)
         device = next(self.network.parameters()).device
         inputs = place_inputs(data, device)
-        width = max(64, _CELLS // len(self.tasks))
+        width = rows_at_once(inputs, len(self.tasks))
         parts = []
         with torch.no_grad():
             for start in range(0, max(1, data.n_rows), width):
-                piece = {name: array[start : start + width] for name, array in inputs.items()}
+                piece = read_rows(inputs, slice(start, start + width))
                 parts.append(self.network.all_scores(piece).cpu().numpy())
         return np.concatenate(parts, axis=1)
 
     def _check(self, data: TaskData) -> None:
-        numeric = data.inputs.get("numeric")
-        expected = (int(self.description["n_numeric"]), tuple(self.description["cardinalities"]))
-        got = (-1 if numeric is None or numeric.ndim != 2 else numeric.shape[1], tuple(data.cardinalities))
-        if expected != got:
+        got = inputs_of(data)
+        expected = {name: self.description.get(name) for name in got}
+        if got != expected:
             raise InputError(
-                f"the model was trained on {expected[0]} numeric columns and categorical columns with "
-                f"{list(expected[1])} codes, but the data have {got[0]} and {list(got[1])}; encode them with the "
-                "encoder of training"
+                f"the model was trained on {_said(self.description)}, but the data have {_said(got)}; give the "
+                "same, a table encoded with the encoder of training"
             )
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
@@ -166,3 +163,9 @@ class NetworkModel(Model):
             history=self._history,
             alike=alike,
         )
+
+
+def _said(inputs: Mapping[str, Any]) -> str:
+    if "image" in inputs:
+        return "images of {} channels, {} x {}".format(*inputs["image"])
+    return f"{inputs['n_numeric']} numeric columns and categorical columns with {list(inputs['cardinalities'])} codes"
