@@ -25,6 +25,7 @@ from polytask.core.search import Choice, Distribution, LogUniform
 from polytask.core.task import Floats, Task
 from polytask.deep.base import SharingNetwork
 from polytask.train.balancers import TUNED, Reduction, check_balancer, make_balancer
+from polytask.train.batches import inputs_of
 from polytask.train.loop import Fitted, TrainSettings, fit
 from polytask.train.model import NetworkModel
 from polytask.train.networks import build
@@ -140,14 +141,9 @@ class NetworkLearner:
         )
 
     def _description(self, data: TaskData) -> dict[str, Any]:
-        if "numeric" not in data.inputs:
-            raise InputError(
-                f'inputs has {sorted(data.inputs)} but no "numeric"; encode the table first (TableEncoder)'
-            )
         return {
             "network": self.network,
-            "n_numeric": int(data.inputs["numeric"].shape[1]),
-            "cardinalities": [int(size) for size in data.cardinalities],
+            **inputs_of(data),
             "widths": self._layers(),
             "dropout": float(self.dropout),
             "norm": None if self.norm == "none" else self.norm,
