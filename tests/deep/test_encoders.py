@@ -69,7 +69,7 @@ def test_weights_of_a_branched_encoder_are_named_by_stage():
         (lambda: mlp(3, cardinalities=(4,), embedding=0), "embedding is 0"),
         (lambda: Encoder({}, n_features=3), "stages is empty"),
         (lambda: BranchedEncoder(mlp(3), 2).weights(["layer9"]), "unknown stage"),
-        (lambda: BranchedEncoder(Encoder({"a": nn.Conv1d(1, 1, 1)}, n_features=1), 2), "Conv1d"),
+        (lambda: BranchedEncoder(Encoder({"a": nn.LSTM(1, 1)}, n_features=1), 2), "LSTM"),
     ],
 )
 def test_impossible_encoders_are_refused(build, words):

@@ -1,5 +1,7 @@
 """Networks that share; torch only."""
 
+from polytask.deep.adaptive import AdaptiveSharing as AdaptiveSharing
+from polytask.deep.attention import MTAN as MTAN
 from polytask.deep.base import ParameterGroup as ParameterGroup
 from polytask.deep.base import SharingNetwork as SharingNetwork
 from polytask.deep.branches import Branches as Branches
@@ -7,8 +9,17 @@ from polytask.deep.branches import padded as padded
 from polytask.deep.encoders import BranchedEncoder as BranchedEncoder
 from polytask.deep.encoders import Encoder as Encoder
 from polytask.deep.encoders import TableInput as TableInput
+from polytask.deep.encoders import TensorInput as TensorInput
+from polytask.deep.encoders import TokenInput as TokenInput
+from polytask.deep.encoders import bilstm as bilstm
+from polytask.deep.encoders import convnet as convnet
 from polytask.deep.encoders import mlp as mlp
 from polytask.deep.encoders import pooled as pooled
+from polytask.deep.encoders import resnet as resnet
+from polytask.deep.experts import PLE as PLE
+from polytask.deep.experts import DSelectK as DSelectK
+from polytask.deep.experts import MMoE as MMoE
+from polytask.deep.experts import OMoE as OMoE
 from polytask.deep.hard import HardSharing as HardSharing
 from polytask.deep.heads import Heads as Heads
 from polytask.deep.heads import MultiTaskLoss as MultiTaskLoss
