@@ -21,14 +21,11 @@ splits share (:mod:`polytask.compare.statistics`); intervals are not adjusted fo
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import sqlite3
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -36,19 +33,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import set_num_threads
 from scipy.stats import beta, qmc
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
 
 import linear_protocols as lp
 from polytask import registry
-from polytask.compare.statistics import Interval, Parts, corrected_error, interval, standard_error
 from polytask.compare.tuning import NUMERICAL
 from polytask.core.data import Ints, TaskData
 from polytask.core.learner import Learner, Model
 from polytask.core.search import Choice, Distribution, LogUniform, Uniform
 from polytask.core.task import Floats
+from reproduction import Key, Row, Store, difference, head, line, published_lines, run_all, write_between
 
 ROUNDS = (12, 8, 4)  # configurations of each round of the search
 WIDTHS = (1.0, 0.3, 0.12)  # share of a number's range that a round covers, around the best so far
@@ -282,39 +277,6 @@ def run_support(overlap: float, theta: float, method: str, trial: int) -> tuple[
 
 # -- running and storing ----------------------------------------------------------------------
 
-Key = tuple[str, str, int]
-"""Protocol, method, split."""
-
-
-class Store:
-    """Finished cells in one SQLite file."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(folder / "cells.sqlite")
-        self._database.execute(
-            "create table if not exists cells (protocol text, method text, split integer, budget text, "
-            "facts text, predictions blob, primary key (protocol, method, split, budget))"
-        )
-
-    def finished(self) -> set[Key]:
-        """Return the keys of the stored cells."""
-        return set(self._database.execute("select protocol, method, split from cells where budget = ?", (BUDGET,)))
-
-    def put(self, key: Key, facts: dict[str, Any], predicted: bytes) -> None:
-        """Keep a cell."""
-        with self._database:
-            self._database.execute(
-                "insert or replace into cells values (?, ?, ?, ?, ?, ?)", (*key, BUDGET, json.dumps(facts), predicted)
-            )
-
-    def read(self, protocol: str) -> dict[tuple[str, int], tuple[dict[str, Any], Floats]]:
-        """Return (method, split) → facts and predictions of a protocol."""
-        rows = self._database.execute(
-            "select method, split, facts, predictions from cells where protocol = ? and budget = ?", (protocol, BUDGET)
-        )
-        return {(method, split): (json.loads(facts), np.frombuffer(blob)) for method, split, facts, blob in rows}
-
 
 def support_name(overlap: float, theta: float) -> str:
     """Return the protocol name of one setting of the support problem."""
@@ -356,73 +318,7 @@ def planned(only: Sequence[str], chosen: Sequence[str], splits: int | None) -> l
     return keys
 
 
-def _one_thread() -> None:
-    threadpool_limits(1)
-    set_num_threads(1)
-
-
-def run_all(keys: Iterable[Key], store: Store, jobs: int) -> None:
-    """Run the cells that are not stored yet, ``jobs`` at a time."""
-    left = [key for key in keys if key not in store.finished()]
-    print(f"{len(left)} cells to run, {BUDGET} fits each at most, {jobs} at a time", flush=True)
-    started, done = time.perf_counter(), 0
-    with ProcessPoolExecutor(jobs, initializer=_one_thread) as pool:
-        running: set[Future[Any]] = set()
-        waiting = iter(left)
-        while True:
-            while len(running) < 2 * jobs and (key := next(waiting, None)) is not None:
-                running.add(pool.submit(run_key, key))
-            if not running:
-                return
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                key, facts, predicted = future.result()
-                store.put(key, facts, predicted)
-                done += 1
-                clock = f"{time.perf_counter() - started:6.0f} s {done}/{len(left)}"
-                print(f"{clock} {' '.join(map(str, key))}: {_said(facts)} ({facts['seconds']:.1f} s)", flush=True)
-
-
-def _said(facts: dict[str, Any]) -> str:
-    if "scores" in facts:
-        return f"{next(iter(facts['scores'].values())):.4g}"
-    return str(facts.get("refused", facts.get("recovered")))
-
-
 # -- tables -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method over the splits of a protocol.
-
-    Parameters
-    ----------
-    values
-        Score of every split.
-    against
-        Mean difference from the baseline with its interval; None for the baseline.
-    tasks
-        Mean over splits of the score of every task, where it is a mean over tasks.
-    """
-
-    values: Floats
-    against: Interval | None
-    tasks: Floats
-
-    @property
-    def text(self) -> str:
-        """Mean and standard deviation over splits."""
-        mean, spread = self.values.mean(), self.values.std(ddof=1)
-        decimals = 1 if abs(mean) >= 100 else 2 if abs(mean) >= 20 else 3
-        return f"{mean:.{decimals}f} ± {spread:.{decimals}f}"
-
-    def mark(self, text: str, metric: str) -> str:
-        """Return the text bold where the method is surely better than the baseline, in italics where surely worse."""
-        if self.against is None or self.against.low <= 0 <= self.against.high:
-            return text
-        better = (self.against.value > 0) == (metric in lp.HIGHER_IS_BETTER)
-        return f"**{text}**" if better else f"*{text}*"
 
 
 def table(protocol: lp.Protocol, store: Store, metric: str) -> dict[str, Row]:
@@ -451,26 +347,10 @@ def table(protocol: lp.Protocol, store: Store, metric: str) -> dict[str, Row]:
         against = None
         if method != BASELINE:
             others = [lp.METRICS[metric](outcome) for outcome in base]
-            against = difference(protocol, found, scored, others, ratio)
-        rows[method] = Row(values, against, _per_task(metric, found))
+            places = [outcome.row for outcome in found]
+            against = difference(scored, others, places, ratio, overlapping=protocol.overlapping)
+        rows[method] = Row(values, against, metric in lp.HIGHER_IS_BETTER, _per_task(metric, found))
     return rows
-
-
-def difference(
-    protocol: lp.Protocol,
-    outcomes: Sequence[lp.Outcome],
-    scored: Sequence[lp.Scored],
-    others: Sequence[lp.Scored],
-    ratio: float,
-) -> Interval:
-    """Return the mean paired difference from the baseline and its interval."""
-    d = np.array([ours[0] - theirs[0] for ours, theirs in zip(scored, others, strict=True)])
-    if not protocol.overlapping:
-        return interval(float(d.mean()), corrected_error(d, 0.0), len(d) - 1)
-    rows = tuple(
-        (outcome.row, ours[1] - theirs[1]) for outcome, ours, theirs in zip(outcomes, scored, others, strict=True)
-    )
-    return interval(float(d.mean()), *standard_error(Parts(d, rows), ratio))
 
 
 def _per_task(metric: str, outcomes: Sequence[lp.Outcome]) -> Floats:
@@ -484,14 +364,6 @@ def _per_task(metric: str, outcomes: Sequence[lp.Outcome]) -> Floats:
     return np.asarray(np.mean(found, axis=0))
 
 
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _head(cells: Sequence[str]) -> list[str]:
-    return [_line(cells), _line(["---"] * len(cells))]
-
-
 def protocol_lines(protocol: lp.Protocol, store: Store) -> list[str]:
     """Return the table of a protocol of its own: scores, difference from ridge, figures of the literature."""
     tables = {metric: table(protocol, store, metric) for metric in protocol.metrics}
@@ -501,46 +373,35 @@ def protocol_lines(protocol: lp.Protocol, store: Store) -> list[str]:
     cells = store.read(protocol.name)
     torques = [name.replace("_", " ") for name in protocol.data().names] if first == "nMSE" else []
     lines = [f"### {protocol.title}", ""]
-    lines += _head(["method", first, "difference from ridge", *protocol.metrics[1:], *torques, "CPU s per split"])
+    lines += head(["method", first, "difference from ridge", *protocol.metrics[1:], *torques, "CPU s per split"])
     for method, row in tables[first].items():
         used = [facts["seconds"] for (name, _), (facts, _) in cells.items() if name == method]
-        against = row.against
-        gap = "" if against is None else f"{against.value:+.4f} [{against.low:+.4f}, {against.high:+.4f}]"
-        others = [tables[metric][method].mark(tables[metric][method].text, metric) for metric in protocol.metrics[1:]]
+        others = [tables[metric][method].mark(tables[metric][method].text) for metric in protocol.metrics[1:]]
         seconds = f"{np.mean(used):.0f}" if used else ""
         per_task = [f"{value:.3f}" for value in row.tasks]
-        lines.append(_line([method, row.mark(row.text, first), gap, *others, *per_task, seconds]))
+        lines.append(line([method, row.mark(row.text), row.gap, *others, *per_task, seconds]))
     refused = {method: facts["refused"] for (method, _), (facts, _) in sorted(cells.items()) if "refused" in facts}
     left_out = [f"Left out: {method} ({reason.splitlines()[0]})." for method, reason in refused.items()]
-    return [*lines, "", *left_out, *_published_lines(protocol), ""]
-
-
-def _published_lines(protocol: lp.Protocol) -> list[str]:
-    if not protocol.published:
-        return ["No published figure has this protocol."]
-    by_source: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for item in protocol.published:
-        by_source[item.metric, item.source].append(f"{item.what} {item.value}")
-    return [f"Published, {metric}: {'; '.join(figures)} ({source})." for (metric, source), figures in by_source.items()]
+    return [*lines, "", *left_out, *published_lines(protocol.published), ""]
 
 
 def matrix_lines(title: str, group: Sequence[lp.Protocol], store: Store, note: str) -> list[str]:
     """Return one table for several protocols with one metric each: methods in rows, protocols in columns."""
     tables = {protocol.name: table(protocol, store, protocol.metrics[0]) for protocol in group}
     short = [protocol.name.split("-", 1)[1] for protocol in group]
-    lines = [f"### {title}", "", note, "", *_head(["method", *short])]
+    lines = [f"### {title}", "", note, "", *head(["method", *short])]
     for method in (*methods(), BY_FOLDS):
         texts = []
         for protocol in group:
             row = tables[protocol.name].get(method)
-            texts.append("" if row is None else row.mark(row.text, protocol.metrics[0]))
+            texts.append("" if row is None else row.mark(row.text))
         if any(texts):
-            lines.append(_line([method, *texts]))
+            lines.append(line([method, *texts]))
     sources = {item.source for protocol in group for item in protocol.published}
     whats = list(dict.fromkeys(item.what for protocol in group for item in protocol.published))
     for what in whats:
         figures = [next((item.value for item in protocol.published if item.what == what), "") for protocol in group]
-        lines.append(_line([f"reference: {what}", *figures]))
+        lines.append(line([f"reference: {what}", *figures]))
     return [*lines, "", *(f"Reference: {source}." for source in sorted(sources)), ""]
 
 
@@ -553,7 +414,7 @@ def support_lines(store: Store) -> list[str]:
         "exactly (the best setting is taken, so this compares what the penalties can do, not their tuning); "
         "n = theta s log(p - (2 - overlap) s) rows per task, coefficients -1 and 1, noise 0.1.",
         "",
-        *_head(["overlap", "theta", *SUPPORT_METHODS]),
+        *head(["overlap", "theta", *SUPPORT_METHODS]),
     ]
     for overlap in lp.OVERLAPS:
         for theta in lp.THETAS:
@@ -562,7 +423,7 @@ def support_lines(store: Store) -> list[str]:
             for method in SUPPORT_METHODS:
                 hits = [facts["recovered"] for (name, _), (facts, _) in cells.items() if name == method]
                 texts.append(_share(sum(hits), len(hits)) if len(hits) == SUPPORT_TRIALS else "")
-            lines.append(_line([f"{overlap:g}", f"{theta:g}", *texts]))
+            lines.append(line([f"{overlap:g}", f"{theta:g}", *texts]))
     return [
         *lines,
         "",
@@ -605,16 +466,6 @@ def report(store: Store) -> str:
     return "\n".join([*lines, *support_lines(store)]).rstrip() + "\n"
 
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-
-
-def write_between(path: Path, text: str) -> None:
-    """Replace what stands between the two markers of a file."""
-    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run cells and write tables."""
     parser = argparse.ArgumentParser(description="Published tables of linear multi-task learning, made again.")
@@ -627,9 +478,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--report", type=Path, help="write the tables into this file, between its markers; runs nothing"
     )
     options = parser.parse_args(arguments)
-    store = Store(options.folder)
+    store = Store(options.folder, BUDGET)
     if options.report is None:
-        run_all(planned(options.only, options.methods, options.splits), store, options.jobs)
+        run_all(planned(options.only, options.methods, options.splits), store, options.jobs, run_key)
         print(report(store))
     else:
         write_between(options.report, report(store))

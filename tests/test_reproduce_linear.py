@@ -28,6 +28,7 @@ def module(name: str):
 
 
 lp = module("linear_protocols")
+reproduction = module("reproduction")
 rl = module("reproduce_linear")
 
 PROTOCOLS = lp.protocols()
@@ -324,13 +325,13 @@ def test_configurations_that_fail_lose_and_a_method_that_always_fails_is_refused
 def test_cells_are_stored_run_once_and_reported(quick, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rl.lp, "protocols", lambda: (Small(),))
     monkeypatch.setattr(rl, "methods", lambda: ("ridge", "pooled", "mean-regularised"))
-    store = rl.Store(tmp_path)
+    store = rl.Store(tmp_path, rl.BUDGET)
     keys = rl.planned(["small"], [], None)
     assert len(keys) == 9
     for key in keys:
         store.put(*rl.run_key(key))
-    assert rl.Store(tmp_path).finished() == set(keys)
-    rl.run_all(keys, store, 1)  # nothing is left
+    assert rl.Store(tmp_path, rl.BUDGET).finished() == set(keys)
+    rl.run_all(keys, store, 1, rl.run_key)  # nothing is left
     assert "0 cells to run" in capsys.readouterr().out
     rows = rl.table(Small(), store, "mean task RMSE")
     assert list(rows) == ["ridge", "pooled", "mean-regularised", rl.BY_FOLDS]
@@ -343,17 +344,17 @@ def test_cells_are_stored_run_once_and_reported(quick, tmp_path, monkeypatch, ca
     text = "\n".join(rl.protocol_lines(Small(), store))
     assert "| mean-regularised |" in text
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{rl.BEGIN}\nstale figures\n{rl.END}\nbelow\n")
+    page.write_text(f"above\n{reproduction.BEGIN}\nstale figures\n{reproduction.END}\nbelow\n")
     rl.write_between(page, text)
-    assert page.read_text().startswith(f"above\n{rl.BEGIN}\n\n### Small: made up")
-    assert page.read_text().endswith(f"{rl.END}\nbelow\n")
+    assert page.read_text().startswith(f"above\n{reproduction.BEGIN}\n\n### Small: made up")
+    assert page.read_text().endswith(f"{reproduction.END}\nbelow\n")
     assert "stale figures" not in page.read_text()
 
 
 def test_the_method_chosen_by_folds_never_reads_a_test_score(tmp_path, monkeypatch):
     monkeypatch.setattr(rl.lp, "protocols", lambda: (Small(),))
     monkeypatch.setattr(rl, "methods", lambda: ("ridge", "pooled"))
-    store, protocol = rl.Store(tmp_path), Small()
+    store, protocol = rl.Store(tmp_path, rl.BUDGET), Small()
     for split in range(3):
         target = protocol.case(split, 3).test.stacked()[2]
         store.put(("small", "ridge", split), {"inner": 1.0, "seconds": 0.0}, (target + 5.0).tobytes())
@@ -361,4 +362,4 @@ def test_the_method_chosen_by_folds_never_reads_a_test_score(tmp_path, monkeypat
     rows = rl.table(protocol, store, "mean task RMSE")
     np.testing.assert_allclose(rows[rl.BY_FOLDS].values, 5.0)  # the better inner score, not the better test score
     np.testing.assert_allclose(rows["pooled"].values, 0.1)
-    assert rows["pooled"].mark("x", "mean task RMSE") == "**x**"
+    assert rows["pooled"].mark("x") == "**x**"
