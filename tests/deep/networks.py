@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from polytask.core.task import Binary, Multiclass, Ordinal, Regression, Task
-from polytask.deep import HardSharing, RelationshipNetwork, SharingNetwork, SingleTask, SoftSharing, mlp
+from polytask.deep import (
+    AdaptiveSharing,
+    HardSharing,
+    RelationshipNetwork,
+    SharingNetwork,
+    SingleTask,
+    SoftSharing,
+    mlp,
+)
 
 MIXED: tuple[Task, ...] = (
     Regression("price"),
@@ -44,6 +52,11 @@ def labels(tasks, n_rows: int, seed: int = 1) -> Tensor:
     return torch.stack(rows)
 
 
+def tree(n_tasks: int) -> list[list[int]]:
+    """Branches of the stages input, layer1 and layer2: one, up to two, up to four."""
+    return [[0] * n_tasks, [0, 1, 0, 1, 1][:n_tasks], [0, 1, 2, 1, 3][:n_tasks]]
+
+
 NETWORKS: dict[str, Callable[..., SharingNetwork]] = {
     "single": SingleTask,
     "single, different starts": lambda tasks, encoder, **o: SingleTask(tasks, encoder, identical=False, **o),
@@ -53,4 +66,6 @@ NETWORKS: dict[str, Callable[..., SharingNetwork]] = {
         tasks, encoder, strength=0.3, form="pairwise", update="gradient", **o
     ),
     "relationship": lambda tasks, encoder, **o: RelationshipNetwork(tasks, encoder, refresh_every=2, **o),
+    "adaptive": AdaptiveSharing,
+    "adaptive, grown": lambda tasks, encoder, **o: AdaptiveSharing(tasks, encoder, tree=tree(len(tasks)), **o),
 }
