@@ -9,8 +9,13 @@ from torch import Tensor
 
 from polytask.core.task import Binary, Multiclass, Ordinal, Regression, Task
 from polytask.deep import (
+    MTAN,
+    PLE,
     AdaptiveSharing,
+    DSelectK,
     HardSharing,
+    MMoE,
+    OMoE,
     RelationshipNetwork,
     SharingNetwork,
     SingleTask,
@@ -68,4 +73,16 @@ NETWORKS: dict[str, Callable[..., SharingNetwork]] = {
     "relationship": lambda tasks, encoder, **o: RelationshipNetwork(tasks, encoder, refresh_every=2, **o),
     "adaptive": AdaptiveSharing,
     "adaptive, grown": lambda tasks, encoder, **o: AdaptiveSharing(tasks, encoder, tree=tree(len(tasks)), **o),
+    "mmoe": MMoE,
+    "mmoe, one expert": lambda tasks, encoder, **o: MMoE(tasks, encoder, n_experts=1, **o),
+    "mmoe, towers": lambda tasks, encoder, **o: MMoE(tasks, encoder, towers=(5,), **o),
+    "omoe": OMoE,
+    "dselect-k": lambda tasks, encoder, **o: DSelectK(tasks, encoder, n_experts=5, **o),
+    "dselect-k, per example": lambda tasks, encoder, **o: DSelectK(tasks, encoder, per_example=True, **o),
+    "cgc": lambda tasks, encoder, **o: PLE(tasks, encoder, levels=1, **o),
+    "ple": PLE,
+    "mtan": MTAN,
 }
+
+NEVER_SINGLE = {"mmoe", "mmoe, towers", "omoe", "dselect-k", "dselect-k, per example", "cgc", "ple", "mtan"}
+"""With one task these are mixtures of experts, or have a mask, still."""

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from tests.deep.networks import CARDINALITIES, MIXED, NETWORKS, encoder, labels, table
+from tests.deep.networks import CARDINALITIES, MIXED, NETWORKS, NEVER_SINGLE, encoder, labels, table
 from torch import nn
 
 from polytask.core.errors import InputError
@@ -113,7 +113,7 @@ def test_a_tasks_single_network_does_not_depend_on_the_other_tasks():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", [kind for kind in NETWORKS if kind != "single"])
+@pytest.mark.parametrize("kind", [kind for kind in NETWORKS if kind not in ("single", *NEVER_SINGLE)])
 def test_with_one_task_every_network_is_the_single_task_network_bit_for_bit(kind, dtype):
     tasks, inputs = MIXED[2:3], {"numeric": table(ROWS)["numeric"].to(dtype)}
     targets = labels(tasks, ROWS).to(dtype)

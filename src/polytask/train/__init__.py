@@ -1,5 +1,10 @@
 """The one training loop and the learners made of (network, balancer)."""
 
+from polytask.train.expert_learners import CGCLearner as CGCLearner
+from polytask.train.expert_learners import DselectKLearner as DselectKLearner
+from polytask.train.expert_learners import MmoeLearner as MmoeLearner
+from polytask.train.expert_learners import MTANLearner as MTANLearner
+from polytask.train.expert_learners import PLELearner as PLELearner
 from polytask.train.learners import HardSharingLearner as HardSharingLearner
 from polytask.train.learners import SingleTaskNetworkLearner as SingleTaskNetworkLearner
 from polytask.train.learners import SoftSharingLearner as SoftSharingLearner

@@ -10,8 +10,10 @@ from typing import Any
 
 from polytask.core.errors import ModelRefusedError, unknown
 from polytask.core.task import Task
+from polytask.deep.attention import MTAN
 from polytask.deep.base import SharingNetwork
-from polytask.deep.encoders import Encoder, mlp
+from polytask.deep.encoders import Encoder, convnet, mlp
+from polytask.deep.experts import PLE, DSelectK, MMoE
 from polytask.deep.hard import HardSharing
 from polytask.deep.single import SingleTask
 from polytask.deep.soft import SoftSharing
@@ -29,8 +31,9 @@ def build(tasks: Tasks, description: Description, *, seed: int = 0) -> SharingNe
     tasks
         Its tasks.
     description
-        ``network`` (a name in :data:`NETWORKS`) and that network's own settings; for the encoder of a table
-        ``n_numeric``, ``cardinalities``, ``widths``, ``dropout``, ``norm`` and ``activation``.
+        ``network`` (a name in :data:`NETWORKS`) and that network's own settings; for the encoder ``widths``,
+        ``dropout``, ``norm``, ``activation`` and, of a table, ``n_numeric`` and ``cardinalities``; of images,
+        ``image`` (channels, height, width) and ``channels``.
     seed
         Seed of the initial weights.
 
@@ -46,11 +49,23 @@ def build(tasks: Tasks, description: Description, *, seed: int = 0) -> SharingNe
 
 
 def _encoder(description: Description, seed: int) -> Encoder:
+    """Return a multilayer perceptron for tables, a small convolutional network for images."""
+    widths, dropout = [int(width) for width in description["widths"]], float(description["dropout"])
+    if "image" in description:
+        return convnet(
+            [int(size) for size in description["image"]],
+            [int(size) for size in description["channels"]],
+            widths=widths,
+            norm=description["norm"],
+            activation=description["activation"],
+            dropout=dropout,
+            seed=seed,
+        )
     return mlp(
         int(description["n_numeric"]),
-        [int(width) for width in description["widths"]],
+        widths,
         cardinalities=[int(size) for size in description["cardinalities"]],
-        dropout=float(description["dropout"]),
+        dropout=dropout,
         norm=description["norm"],
         activation=description["activation"],
         seed=seed,
@@ -69,9 +84,43 @@ def _soft_sharing(tasks: Tasks, encoder: Encoder, description: Description, seed
     return SoftSharing(tasks, encoder, strength=float(description["strength"]), seed=seed)
 
 
+def _mmoe(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    return MMoE(tasks, encoder, n_experts=int(description["n_experts"]), seed=seed)
+
+
+def _dselect_k(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    return DSelectK(
+        tasks,
+        encoder,
+        n_experts=int(description["n_experts"]),
+        n_selected=int(description["n_selected"]),
+        strength=float(description["strength"]),
+        seed=seed,
+    )
+
+
+def _ple(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    return PLE(
+        tasks,
+        encoder,
+        n_shared=int(description["n_shared"]),
+        n_private=int(description["n_private"]),
+        levels=int(description["levels"]),
+        seed=seed,
+    )
+
+
+def _mtan(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    return MTAN(tasks, encoder, reduction=int(description["reduction"]), seed=seed)
+
+
 NETWORKS: dict[str, Builder] = {
     "single-task": _single_task,
     "hard-sharing": _hard_sharing,
     "soft-sharing": _soft_sharing,
+    "mmoe": _mmoe,
+    "dselect-k": _dselect_k,
+    "ple": _ple,
+    "mtan": _mtan,
 }
 """Name of a network → what builds it from (tasks, encoder, description, seed)."""
