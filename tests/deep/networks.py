@@ -20,6 +20,7 @@ from polytask.deep import (
     SharingNetwork,
     SingleTask,
     SoftSharing,
+    TensorFactorisation,
     mlp,
 )
 
@@ -71,6 +72,15 @@ NETWORKS: dict[str, Callable[..., SharingNetwork]] = {
         tasks, encoder, strength=0.3, form="pairwise", update="gradient", **o
     ),
     "relationship": lambda tasks, encoder, **o: RelationshipNetwork(tasks, encoder, refresh_every=2, **o),
+    "tensor factorisation, laf": lambda tasks, encoder, **o: TensorFactorisation(
+        tasks, encoder, ranks=3, form="laf", **o
+    ),
+    "tensor factorisation, tucker": lambda tasks, encoder, **o: TensorFactorisation(
+        tasks, encoder, ranks=3, weight_decay=0.1, **o
+    ),
+    "tensor factorisation, tt": lambda tasks, encoder, **o: TensorFactorisation(
+        tasks, encoder, ranks=3, form="tt", **o
+    ),
     "adaptive": AdaptiveSharing,
     "adaptive, grown": lambda tasks, encoder, **o: AdaptiveSharing(tasks, encoder, tree=tree(len(tasks)), **o),
     "mmoe": MMoE,

@@ -9,7 +9,7 @@ from torch import nn
 
 from polytask.core.errors import InputError
 from polytask.core.task import Binary, Multiclass, Regression
-from polytask.deep import Encoder, HardSharing, MultiTaskLoss, RelationshipNetwork
+from polytask.deep import Encoder, HardSharing, MultiTaskLoss, RelationshipNetwork, TensorInput
 from polytask.deep.relationship import LayerPrior, authors_precision
 from polytask.deep.tensor_normal import quadratic_form
 
@@ -292,7 +292,7 @@ def test_a_saved_network_goes_on_exactly_where_it_stopped():
 
 def test_convolutions_are_tensors_of_order_four():
     encoder = Encoder(
-        {"input": _Image(), "conv": nn.Sequential(nn.Conv2d(2, 3, (2, 3)), nn.ReLU())},
+        {"input": TensorInput("image"), "conv": nn.Sequential(nn.Conv2d(2, 3, (2, 3)), nn.ReLU())},
         n_features=3,
         channels={"input": 2, "conv": 3},
     )
@@ -310,11 +310,6 @@ def test_convolutions_are_tensors_of_order_four():
     expected_scores = network.heads.linear.copy(1)(trunk_free)
     torch.testing.assert_close(network.all_scores({"image": image})[1], expected_scores, rtol=0, atol=1e-12)
     assert "conv positions" in network.relations()
-
-
-class _Image(nn.Module):
-    def forward(self, inputs):
-        return inputs["image"]
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from polytask.deep.heads import MultiTaskLoss as MultiTaskLoss
 from polytask.deep.relationship import RelationshipNetwork as RelationshipNetwork
 from polytask.deep.single import SingleTask as SingleTask
 from polytask.deep.soft import SoftSharing as SoftSharing
+from polytask.deep.tensor_factor import TensorFactorisation as TensorFactorisation
 from polytask.deep.somp import thin_encoder as thin_encoder
 from polytask.deep.stacking.composite import Residual as Residual
 from polytask.deep.stacking.generic import Looped as Looped

@@ -33,6 +33,7 @@ from polytask.deep.base import ParameterGroup, SharingNetwork
 from polytask.deep.branches import Branches
 from polytask.deep.encoders import BranchedEncoder, Encoder, pooled
 from polytask.deep.heads import Heads
+from polytask.deep.layers import key, matrix_paths
 from polytask.deep.tensor_normal import (
     Covariances,
     correlation,
@@ -141,7 +142,7 @@ class RelationshipNetwork(SharingNetwork):
         forms = None if modes == "tasks" or mode == "authors" else (largest, large)
         self.priors = nn.ModuleDict(
             {
-                _key(name): LayerPrior(weight.shape, mode=mode, cov=cov, forms=forms, eps=eps, damping=damping)
+                key(name): LayerPrior(weight.shape, mode=mode, cov=cov, forms=forms, eps=eps, damping=damping)
                 for name, weight in self.coupled().items()
             }
         )
@@ -149,22 +150,9 @@ class RelationshipNetwork(SharingNetwork):
 
     def _find_weights(self, heads: bool | None) -> dict[str, str]:
         """Return name of a layer → path of its stacked weights, for all weights under the prior."""
-        equal = not self.heads.ragged
-        if heads and not equal:
-            sizes = [task.n_outputs for task in self.tasks]
-            raise InputError(f"heads is True, but the tasks have {sizes} outputs; only equal heads can be related")
         if len(self.tasks) == 1:
             return {}
-        owners: dict[str, nn.Module] = {f"encoder.stages.{name}.stack": self._stage(name) for name in self.own_stages}
-        if equal and heads is not False:
-            owners["heads.linear.stack"] = self.heads.linear
-        found = {}
-        for path, branches in owners.items():
-            assert isinstance(branches, Branches)
-            matrices = [name for name, weight in branches.weights.items() if weight.dim() > 2]
-            stage = "heads" if path.startswith("heads") else path.split(".")[2]
-            for name in matrices:
-                found[stage if len(matrices) == 1 else f"{stage}.{name}"] = f"{path}.{name}"
+        found = matrix_paths(self.tasks, self.encoder, self.heads, stages=self.own_stages, with_heads=heads)
         if not found:
             raise InputError(
                 "no layer's weights can be related: the tasks' heads differ in size or are left out, and no stage with "
@@ -183,7 +171,7 @@ class RelationshipNetwork(SharingNetwork):
 
     def _layers(self) -> Iterator[tuple[str, nn.Parameter, LayerPrior]]:
         for name, weight in self.coupled().items():
-            prior = self.priors[_key(name)]
+            prior = self.priors[key(name)]
             assert isinstance(prior, LayerPrior)
             yield name, weight, prior
 
