@@ -99,9 +99,7 @@ class NetworkLearner:
         """Train on encoded data; see :meth:`polytask.core.learner.Learner.fit`."""
         if valid is None and train.n_rows >= _LEAST_ROWS:
             train, valid = train.split((1.0 - _HELD_OUT, _HELD_OUT), seed=seed)
-        description = self._description(train)
-        network = build(train.tasks, description, seed=seed)
-        start_at_constants(network, train)
+        network, description = self._start(train, valid, seed=seed, progress=progress, checkpoint=checkpoint)
         fitted = fit(
             network,
             self._balancer(train.tasks, seed),
@@ -121,6 +119,21 @@ class NetworkLearner:
             history=_history(fitted, train.names),
         )
         return model.with_alike(train) if len(train.tasks) > 1 else model
+
+    def _start(
+        self,
+        train: TaskData,
+        valid: TaskData | None,  # noqa: ARG002  # for learners that train something first
+        *,
+        seed: int,
+        progress: Progress | None,  # noqa: ARG002
+        checkpoint: Path | None,  # noqa: ARG002
+    ) -> tuple[SharingNetwork, dict[str, Any]]:
+        """Return the network as training begins, and its description."""
+        description = self._description(train)
+        network = build(train.tasks, description, seed=seed)
+        start_at_constants(network, train)
+        return network, description
 
     def _layers(self) -> list[int]:
         parts = [part for part in str(self.widths).split("-") if part]
