@@ -14,6 +14,7 @@ from polytask.deep import (
     AdaptiveSharing,
     DSelectK,
     HardSharing,
+    LowSupervision,
     MMoE,
     OMoE,
     RelationshipNetwork,
@@ -58,6 +59,14 @@ def labels(tasks, n_rows: int, seed: int = 1) -> Tensor:
     return torch.stack(rows)
 
 
+LEVELS = {"price": 2, "sold": 1, "type": 2, "state": 0, "area": 2}
+"""Number of the stage that the head of each task of MIXED reads."""
+
+
+def levels(tasks) -> dict[str, int]:
+    return {task.name: LEVELS[task.name] for task in tasks}
+
+
 def tree(n_tasks: int) -> list[list[int]]:
     """Branches of the stages input, layer1 and layer2: one, up to two, up to four."""
     return [[0] * n_tasks, [0, 1, 0, 1, 1][:n_tasks], [0, 1, 2, 1, 3][:n_tasks]]
@@ -83,6 +92,7 @@ NETWORKS: dict[str, Callable[..., SharingNetwork]] = {
     ),
     "adaptive": AdaptiveSharing,
     "adaptive, grown": lambda tasks, encoder, **o: AdaptiveSharing(tasks, encoder, tree=tree(len(tasks)), **o),
+    "low supervision": lambda tasks, encoder, **o: LowSupervision(tasks, encoder, levels=levels(tasks), **o),
     "mmoe": MMoE,
     "mmoe, one expert": lambda tasks, encoder, **o: MMoE(tasks, encoder, n_experts=1, **o),
     "mmoe, towers": lambda tasks, encoder, **o: MMoE(tasks, encoder, towers=(5,), **o),
@@ -95,4 +105,3 @@ NETWORKS: dict[str, Callable[..., SharingNetwork]] = {
 }
 
 NEVER_SINGLE = {"mmoe", "mmoe, towers", "omoe", "dselect-k", "dselect-k, per example", "cgc", "ple", "mtan"}
-"""With one task these are mixtures of experts, or have a mask, still."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from polytask.core.errors import InputError
 from polytask.core.task import Binary, Regression
-from polytask.deep import AdaptiveSharing, Encoder, HardSharing, MultiTaskLoss, SingleTask
+from polytask.deep import AdaptiveSharing, Encoder, HardSharing, MultiTaskLoss, SingleTask, bilstm
 from polytask.deep.base import HeldOut
 from polytask.deep.branching import best_grouping, margins, task_affinity
 from polytask.deep.tree import check_tree, plan, tree_relation
@@ -378,3 +378,21 @@ def test_deep_copies_grow_apart():
     two.split("layer2", TREE[2])
     assert one.trunk.stages["layer2"].n == 1
     torch.testing.assert_close(one.all_scores(table(ROWS)), two.all_scores(table(ROWS)), rtol=0, atol=1e-12)
+
+
+def test_sequences_branch_like_their_plain_modules():
+    tasks = MIXED[:3]
+    network = AdaptiveSharing(tasks, bilstm(n_inputs=4, hidden=(3, 2)), tree=[[0] * 3, [0, 0, 1], [0, 1, 2]]).double()
+    scattered(network)
+    inputs = {"sequence": torch.randn(ROWS, 6, 4, dtype=torch.float64), "length": torch.arange(ROWS) % 6 + 1}
+    scores = network.all_scores(inputs)
+    for row in range(ROWS):
+        length = int(inputs["length"][row])
+        x = inputs["sequence"][[row], :length]
+        for t in range(3):
+            first, second = (network.trunk.stages[f"layer{k}"].copy(int(network.tree[k, t])) for k in (1, 2))
+            alone = network.heads.linear.copy(t)(second(first(x)).mean(1)) * network.heads.used[t]
+            torch.testing.assert_close(alone[0], scores[t, row], rtol=0, atol=1e-10)
+    own = {name: torch.stack([tensor, tensor.flip(0), tensor]) for name, tensor in inputs.items()}
+    expected = torch.stack([scores[0], scores[1].flip(0), scores[2]])
+    torch.testing.assert_close(network.all_scores(own, True), expected, rtol=0, atol=1e-10)

@@ -6,6 +6,7 @@ from polytask.deep.base import ParameterGroup as ParameterGroup
 from polytask.deep.base import SharingNetwork as SharingNetwork
 from polytask.deep.branches import Branches as Branches
 from polytask.deep.branches import padded as padded
+from polytask.deep.cross_stitch import CrossStitch as CrossStitch
 from polytask.deep.encoders import BranchedEncoder as BranchedEncoder
 from polytask.deep.encoders import Encoder as Encoder
 from polytask.deep.encoders import TableInput as TableInput
@@ -23,11 +24,13 @@ from polytask.deep.experts import OMoE as OMoE
 from polytask.deep.hard import HardSharing as HardSharing
 from polytask.deep.heads import Heads as Heads
 from polytask.deep.heads import MultiTaskLoss as MultiTaskLoss
+from polytask.deep.low_supervision import LowSupervision as LowSupervision
 from polytask.deep.relationship import RelationshipNetwork as RelationshipNetwork
 from polytask.deep.single import SingleTask as SingleTask
+from polytask.deep.sluice import Sluice as Sluice
 from polytask.deep.soft import SoftSharing as SoftSharing
-from polytask.deep.tensor_factor import TensorFactorisation as TensorFactorisation
 from polytask.deep.somp import thin_encoder as thin_encoder
 from polytask.deep.stacking.composite import Residual as Residual
 from polytask.deep.stacking.generic import Looped as Looped
 from polytask.deep.stacking.recurrent import Recurrent as Recurrent
+from polytask.deep.tensor_factor import TensorFactorisation as TensorFactorisation

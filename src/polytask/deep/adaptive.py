@@ -16,7 +16,6 @@ in Person Attribute Classification, CVPR 2017. A thin encoder from a wide one: :
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,14 +31,13 @@ from polytask.deep.branches import Branches
 from polytask.deep.branching import Labels, best_grouping, branch_affinity, margins, numbered, task_affinity
 from polytask.deep.encoders import BranchedEncoder, Encoder, pooled
 from polytask.deep.heads import Heads
+from polytask.deep.rows import Input, all_joined, joined, parted, taken
 from polytask.deep.tree import Step, Tree, check_tree, plan, refines, tree_relation
 
 _POOLING = (
     nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d,
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
 )  # fmt: skip
-
-Input = Mapping[str, Tensor] | Tensor
 
 
 class AdaptiveSharing(SharingNetwork):
@@ -121,7 +119,7 @@ class AdaptiveSharing(SharingNetwork):
         if len(features) == 1:
             scores = self.heads(features[0], only=chosen)
         else:
-            scores = self.heads(_taken(features, steps[-1].place), own=True, only=chosen)
+            scores = self.heads(taken(features, steps[-1].place), own=True, only=chosen)
         return scores
 
     def _plan(self, asked: tuple[int, ...]) -> list[Step]:
@@ -135,7 +133,7 @@ class AdaptiveSharing(SharingNetwork):
         own, length = False, inputs.get("length")
         for name, step in zip(self.trunk.names, steps, strict=True):
             if own and isinstance(x, Tensor):
-                x, own = (x[0], False) if len(x) == 1 else (_taken(x, step.parents), True)
+                x, own = (x[0], False) if len(x) == 1 else (taken(x, step.parents), True)
             x, own = self.trunk.run_stage(name, x, own, self._only(name, step.branches), length=length)
         assert isinstance(x, Tensor)
         features = pooled(x, self.trunk.channel_axis, own, length=length)
@@ -162,14 +160,14 @@ class AdaptiveSharing(SharingNetwork):
             flat = np.concatenate(members).tolist()
             shape = (len(members), int(size))
             branches = tuple(step.branches[place[one[0]]] for one in members)
-            joined = partial(_joined, flat=flat, shape=shape)
-            rows = joined(x) if isinstance(x, Tensor) else {key: joined(tensor) for key, tensor in x.items()}
-            lengths = None if length is None else joined(length)
-            y, own = self.trunk.run_stage(name, rows, True, self._only(name, branches), length=lengths)
+            lengths = None if length is None else joined(length, flat, shape)
+            y, own = self.trunk.run_stage(
+                name, all_joined(x, flat, shape), True, self._only(name, branches), length=lengths
+            )
             assert own
-            outputs.append(y.reshape(len(flat), y.shape[1] // shape[1], *y.shape[2:]))
+            outputs.append(parted(y, len(flat), y.shape[1] // shape[1]))
             order += flat
-        return _taken(outputs[0] if len(outputs) == 1 else torch.cat(outputs), np.argsort(order).tolist())
+        return taken(outputs[0] if len(outputs) == 1 else torch.cat(outputs), np.argsort(order).tolist())
 
     def _only(self, name: str, branches: tuple[int, ...]) -> Tensor | None:
         if branches == tuple(range(self._branches(name).n)):
@@ -312,14 +310,3 @@ def _pools_from(encoder: Encoder) -> list[int]:
     """Return, for each stage, how many pooling layers it and the stages above have."""
     counts = [sum(isinstance(part, _POOLING) for part in encoder.stages[name].modules()) for name in encoder.names]
     return np.cumsum(counts[::-1])[::-1].tolist()
-
-
-def _taken(x: Tensor, places: Sequence[int]) -> Tensor:
-    if list(places) == list(range(len(x))):
-        return x
-    return x.index_select(0, torch.tensor(places, device=x.device))
-
-
-def _joined(x: Tensor, flat: Sequence[int], shape: tuple[int, int]) -> Tensor:
-    """Return the rows of the tasks named, joined in n groups of m tasks: ``(n, m·B, …)`` from ``(T, B, …)``."""
-    return _taken(x, flat).reshape(shape[0], shape[1] * x.shape[1], *x.shape[2:])

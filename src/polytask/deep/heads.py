@@ -26,7 +26,8 @@ class Heads(nn.Module):
     tasks
         The tasks; head t has ``tasks[t].n_outputs`` outputs, padded with zeros to the widest.
     n_features
-        Width of the representation the heads read.
+        Width of the representation the heads read: one number, or one per task, whose head then reads the first so
+        many features of representations padded with zeros to the widest.
     seed
         Seed of the initial weights; global random state is not touched.
     identical
@@ -35,17 +36,21 @@ class Heads(nn.Module):
 
     used: Tensor
 
-    def __init__(self, tasks: Sequence[Task], n_features: int, *, seed: int = 0, identical: bool = False) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], n_features: int | Sequence[int], *, seed: int = 0, identical: bool = False
+    ) -> None:
         super().__init__()
         widest = max(task.n_outputs for task in tasks)
+        read = [n_features] * len(tasks) if isinstance(n_features, int) else list(n_features)
         used = torch.zeros(len(tasks), 1, widest)
         padded = []
         with seeded(seed) as generator:
-            for number, task in enumerate(tasks):
+            for number, (task, own) in enumerate(zip(tasks, read, strict=True)):
                 if identical:
                     generator.manual_seed(seed)
-                head, wide = nn.Linear(n_features, task.n_outputs), nn.Linear(n_features, widest, device="meta")
-                wide.weight = nn.Parameter(functional.pad(head.weight.detach(), (0, 0, 0, widest - task.n_outputs)))
+                head, wide = nn.Linear(own, task.n_outputs), nn.Linear(max(read), widest, device="meta")
+                missing = (0, max(read) - own, 0, widest - task.n_outputs)
+                wide.weight = nn.Parameter(functional.pad(head.weight.detach(), missing))
                 wide.bias = nn.Parameter(functional.pad(head.bias.detach(), (0, widest - task.n_outputs)))
                 used[number, :, : task.n_outputs] = 1
                 padded.append(wide)
