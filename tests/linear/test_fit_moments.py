@@ -13,13 +13,14 @@ from polytask.core.errors import InputError
 from polytask.linear import BlockSparse, MeanRegularised, TraceNorm
 from polytask.linear.estimator import TaskEstimator
 from polytask.linear.moments import Moments
+from polytask.linear.path_cv import CrossValidatedEstimator
 
 ROWS_ONLY = {"MultiTaskGaussianProcess", "TaskKernelRidge", "TaskKernelSVM"}
 ESTIMATORS = [
     value
     for name, value in sorted(vars(polytask.linear).items())
-    if isinstance(value, type) and issubclass(value, TaskEstimator)
-]
+    if isinstance(value, type) and issubclass(value, TaskEstimator) and not issubclass(value, CrossValidatedEstimator)
+]  # those that choose their strength take the moments of each fold
 
 
 def stacked(seed=0, sizes=(14, 9, 20, 11, 16), d=6):

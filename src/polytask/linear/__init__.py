@@ -5,6 +5,11 @@ from polytask.linear.bayesian_learners import GaussianMixtureTasksLearner as Gau
 from polytask.linear.bayesian_learners import TaskHierarchyLearner as TaskHierarchyLearner
 from polytask.linear.block_sparse import BlockSparse as BlockSparse
 from polytask.linear.clustered_tasks import ClusteredTasks as ClusteredTasks
+from polytask.linear.cross_validated import BlockSparseCV as BlockSparseCV
+from polytask.linear.cross_validated import MeanRegularisedCV as MeanRegularisedCV
+from polytask.linear.cross_validated import SimultaneousLassoCV as SimultaneousLassoCV
+from polytask.linear.cross_validated import TaskLassoCV as TaskLassoCV
+from polytask.linear.cross_validated import TraceNormCV as TraceNormCV
 from polytask.linear.dirichlet_process_tasks import DirichletProcessTasks as DirichletProcessTasks
 from polytask.linear.dirty_model import DirtyModel as DirtyModel
 from polytask.linear.elastic_block_sparse import ElasticBlockSparse as ElasticBlockSparse
@@ -32,6 +37,7 @@ from polytask.linear.mean_regularised import MeanRegularised as MeanRegularised
 from polytask.linear.model import LinearModel as LinearModel
 from polytask.linear.moments import Moments as Moments
 from polytask.linear.online_multi_task import OnlineMultiTask as OnlineMultiTask
+from polytask.linear.path_cv import PathCV as PathCV
 from polytask.linear.relation_learners import AlternatingStructureLearner as AlternatingStructureLearner
 from polytask.linear.relation_learners import ClusteredTasksLearner as ClusteredTasksLearner
 from polytask.linear.relation_learners import GroupingOverlapLearner as GroupingOverlapLearner

@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
 
 from polytask.core.data import Ints
-from polytask.core.errors import InputError
 from polytask.core.task import Floats
-from polytask.linear.estimator import TaskEstimator, warn_unconverged
+from polytask.linear.estimator import warn_unconverged
 from polytask.linear.layout import Layout, weights_of
 from polytask.linear.moments import MomentsOnly, is_sparse, totals_of
-from polytask.linear.parameters import count, positive
+from polytask.linear.parameters import positive
+from polytask.linear.paths import Path, PathEstimator, given_levels, level_grid
 from polytask.linear.penalties.block import RowNorm
 from polytask.linear.solvers.losses import TaskLosses
 from polytask.linear.solvers.proximal import solve_proximal
@@ -40,18 +39,7 @@ class _Shared:
     weight: float
 
 
-@dataclass(frozen=True)
-class Path:
-    """Solutions of a path: alphas ``(m,)``, coefficients, intercepts, gaps, and the gap wanted."""
-
-    alphas: Floats
-    coefs: Floats
-    intercepts: Floats
-    gaps: Floats
-    bound: float
-
-
-class BlockSparse(TaskEstimator):
+class BlockSparse(PathEstimator):
     """Linear models of several tasks that use the same few features (l1/l2, "group lasso across tasks").
 
     Minimises ``sum_t c_t mean_loss_t + alpha sum_j ||w^j||_2`` (see the module for the formula).
@@ -163,66 +151,17 @@ class BlockSparse(TaskEstimator):
     def alpha_max(self, X: Any, y: Any, tasks: Any = None, sample_weight: Any = None) -> float:
         """Return the smallest ``alpha`` at which all coefficients are 0; arguments as of :meth:`fit`."""
         X, layout = self._begin(X, y, tasks, sample_weight)
+        return self._top(X, layout)
+
+    def _top(self, X: Any, layout: Layout) -> float:
         shared = self._shared(layout)
         if shared is not None:
             return shared.weight * largest_alpha(shared.design)
-        return _largest_alpha(
-            self._losses(layout.blocks, len(self.outputs_), X.shape[1], fit_intercept=self.fit_intercept)
-        )
+        losses = self._losses(layout.blocks, len(self.outputs_), X.shape[1], fit_intercept=self.fit_intercept)
+        return _largest_alpha(losses)
 
-    def path(
-        self,
-        X: Any,
-        y: Any,
-        tasks: Any = None,
-        sample_weight: Any = None,
-        *,
-        alphas: Any = None,
-        n_alphas: int = 100,
-        eps: float = 0.01,
-    ) -> tuple[Floats, Floats, Floats, Floats]:
-        """Solve for many strengths, from the largest to the smallest, each from the solutions before.
-
-        The model itself is not fitted. Data are read, centred and summed up once.
-
-        Parameters
-        ----------
-        X, y, tasks, sample_weight
-            As of :meth:`fit`.
-        alphas
-            Strengths, positive; None: ``n_alphas`` of them from ``alpha_max`` to ``eps * alpha_max`` at equal ratios.
-
-        Returns
-        -------
-        alphas : ndarray of shape (n_alphas,)
-            In descending order.
-        coefs : ndarray of shape (n_alphas, n_tasks, n_features)
-        intercepts : ndarray of shape (n_alphas, n_tasks)
-        gaps : ndarray of shape (n_alphas,)
-            Certified duality gaps.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> rng = np.random.default_rng(0)
-        >>> X = rng.normal(size=(60, 5))
-        >>> y = X[:, :2] @ [[1.0, -2.0], [0.3, 0.0]] + 0.1 * rng.normal(size=(60, 2))
-        >>> alphas, coefs, intercepts, gaps = BlockSparse().path(X, y, n_alphas=4, eps=0.1)
-        >>> (coefs != 0).any(axis=1).sum(axis=1).tolist()        # features in use
-        [0, 1, 1, 2]
-        """
-        model = clone(self)
-        X, layout = model._begin(X, y, tasks, sample_weight)
-        model._warn_of_idle_tasks()
-        found = model._path(layout, X.shape[1], alphas, n_alphas, eps)
-        worst = float(found.gaps.max(initial=0.0))
-        if worst > found.bound:
-            warn_unconverged("BlockSparse.path", worst, found.bound, "a duality gap of", int(self.max_iter))
-        return found.alphas, found.coefs, found.intercepts, found.gaps
-
-    def _path(self, layout: Layout, n_features: int, alphas: Any, n_alphas: int, eps: float) -> Path:
-        """Solve along a path for the tasks that :meth:`_begin` has read."""
-        T = len(self.outputs_)
+    def _path(self, X: Any, layout: Layout, alphas: Any, n_alphas: int = 0, eps: float = 0.0) -> Path:
+        T, n_features = len(self.outputs_), X.shape[1]
         tol, limit = float(self.tol), int(self.max_iter)
         shared = self._shared(layout)
         losses: TaskLosses | None = None
@@ -231,7 +170,7 @@ class BlockSparse(TaskEstimator):
         else:
             losses = self._losses(layout.blocks, T, n_features, fit_intercept=self.fit_intercept)
             top = _largest_alpha(losses)
-        levels = _levels(top, alphas, n_alphas, eps)
+        levels = given_levels(alphas) if alphas is not None else level_grid(top, n_alphas, eps)
         coefs, intercepts = np.zeros((len(levels), T, n_features)), np.zeros((len(levels), T))
         if shared is not None:
             design, c, out = shared.design, shared.weight, shared.outputs
@@ -241,7 +180,8 @@ class BlockSparse(TaskEstimator):
             if not every:
                 coefs[:, out] = part
             intercepts[:, out] = [design.intercepts(W) for W in part]
-            found = Path(levels, coefs, intercepts, c * gaps, 0.5 * c * tol * design.total)
+            gaps *= c
+            bound = 0.5 * c * tol * design.total
         else:
             assert losses is not None
             gaps, bound, start = np.zeros(len(levels)), 0.0, None
@@ -249,15 +189,17 @@ class BlockSparse(TaskEstimator):
                 solved = _solve(losses, alpha, tol, limit, start)
                 start, bound = solved.W, solved.bound
                 coefs[number], intercepts[number], gaps[number] = solved.W, solved.intercept, solved.gap
-            found = Path(levels, coefs, intercepts, gaps, bound)
+        worst = float(gaps.max(initial=0.0))
+        if worst > bound:
+            warn_unconverged("BlockSparse.path", worst, bound, "a duality gap of", limit)
         if self._idle is not None:
-            found.coefs[:, self._idle.rows] = 0.0
-            found.intercepts[:, self._idle.rows] = self._idle.intercepts
-        return found
+            coefs[:, self._idle.rows] = 0.0
+            intercepts[:, self._idle.rows] = self._idle.intercepts
+        return Path(levels, coefs, intercepts, gaps)
 
     def _shared(self, layout: Layout) -> _Shared | None:
         """Return the tasks as ones on a shared design; None: losses, rows or weights differ, or X is sparse."""
-        if self.logistic_.any() or self._outputs is not None or self._thresholds is not None:
+        if not self._squared():
             return None
         totals = np.zeros(len(self.outputs_))
         if self._idle is not None:
@@ -293,16 +235,3 @@ def _solve(losses: TaskLosses, alpha: float, tol: float, limit: int, start: Floa
 
 def _largest_alpha(losses: TaskLosses) -> float:
     return RowNorm.dual_norm(losses.at(np.zeros((losses.n_tasks, losses.n_features))).gradient)
-
-
-def _levels(top: float, alphas: Any, n_alphas: int, eps: float) -> Floats:
-    """Return descending strengths: those given, or a grid below ``top``."""
-    if alphas is None:
-        count("n_alphas", n_alphas, "the number of strengths on the path")
-        if not 0.0 < positive("eps", eps, "the smallest strength as a share of the largest") < 1.0:
-            raise InputError(f"eps must be below 1, got {eps!r}; it is the smallest strength as a share of the largest")
-        return np.asarray((top if top > 0.0 else 1.0) * np.geomspace(1.0, eps, n_alphas))
-    levels = np.sort(np.asarray(alphas, dtype=np.float64).ravel())[::-1]
-    if len(levels) == 0 or not np.isfinite(levels).all() or levels[-1] <= 0.0:
-        raise InputError(f"alphas must be positive numbers, got {alphas!r}; they are the strengths of the penalty")
-    return levels

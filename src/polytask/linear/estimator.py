@@ -102,15 +102,28 @@ class TaskEstimator(RegressorMixin, BaseEstimator, ABC):
         -------
         self
         """
+        X, layout = self._begin_labelled_moments(moments)
+        self._warn_of_idle_tasks()
+        self._fit(X, layout)
+        self._set_idle_tasks()
+        return self
+
+    def _begin_labelled_moments(self, moments: Moments) -> tuple[Floats, Layout]:
         self._check_common()
+        found = self._begin_moments(moments, moments.constant())
+        if (moments.n <= 0).any():
+            missing = moments.names[moments.n <= 0].tolist()[0]
+            raise InputError(f"task {missing!r} has no rows in moments; leave the task out")
+        return found
+
+    def _begin_moments(self, moments: Moments, constant: NDArray[np.bool_]) -> tuple[Floats, Layout]:
+        """Return inputs without rows and the layout of moments; ``constant`` as of :class:`Layout`."""
         names = moments.names
         for name, kind in zip(names.tolist(), losses_of(self.loss, names), strict=True):
             if kind != "squared":
                 raise InputError(
                     f"task {name!r} has {kind} loss, which needs the rows; moments are enough for squared loss only"
                 )
-        if (moments.n <= 0).any():
-            raise InputError(f"task {names[moments.n <= 0].tolist()[0]!r} has no rows in moments; leave the task out")
         self.n_features_in_ = moments.n_features
         if hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
@@ -118,16 +131,11 @@ class TaskEstimator(RegressorMixin, BaseEstimator, ABC):
         self.logistic_ = np.zeros(len(names), dtype=np.bool_)
         self._outputs = self._thresholds = None
         self.classes_: dict[Any, Floats] = {}
-        layout = Layout(
-            MomentsOnly(moments), names, np.rint(moments.n).astype(np.int64), moments.form, moments.constant()
-        )
+        layout = Layout(MomentsOnly(moments), names, np.rint(moments.n).astype(np.int64), moments.form, constant)
         self._idle = self._find_idle_tasks(layout)
         if self._idle is not None:
             layout = replace(layout, blocks=MomentsOnly(moments.without(self._idle.rows)))
-        self._warn_of_idle_tasks()
-        self._fit(np.empty((0, moments.n_features)), layout)
-        self._set_idle_tasks()
-        return self
+        return np.empty((0, moments.n_features)), layout
 
     @abstractmethod
     def _fit(self, X: Any, layout: Layout) -> None:
@@ -140,9 +148,13 @@ class TaskEstimator(RegressorMixin, BaseEstimator, ABC):
     def _begin(self, X: Any, y: Any, tasks: Any, sample_weight: Any) -> tuple[Any, Layout]:
         self._check_common()
         X, layout = self._read(X, y, tasks, sample_weight, reset=True)
+        self._task_column = tasks if isinstance(tasks, str) else None
+        return X, self._take(layout)
+
+    def _take(self, layout: Layout) -> Layout:
+        """Take the tasks of a layout as those of the model; return it with a row for each class, without idle tasks."""
         self.tasks_ = layout.names
         self._form = layout.form
-        self._task_column = tasks if isinstance(tasks, str) else None
         kinds = losses_of(self.loss, layout.names)
         self.logistic_ = np.array([kind == "logistic" for kind in kinds])
         if self.logistic_.any() and not (isinstance(layout.blocks, Stack) and layout.blocks.binary()):
@@ -154,7 +166,7 @@ class TaskEstimator(RegressorMixin, BaseEstimator, ABC):
         if "multinomial" in kinds:
             layout = self._expand(layout, kinds)
         self._idle = self._find_idle_tasks(layout)
-        return X, layout if self._idle is None else layout.without(self._idle.rows)
+        return layout if self._idle is None else layout.without(self._idle.rows)
 
     @property
     def outputs_(self) -> NDArray[Any]:
@@ -276,6 +288,11 @@ class TaskEstimator(RegressorMixin, BaseEstimator, ABC):
         return split_tasks(X, tasks)
 
     def _read(self, X: Any, y: Any, tasks: Any, sample_weight: Any, *, reset: bool) -> tuple[Any, Layout]:
+        X, target, tasks = self._arrays(X, y, tasks, reset=reset)
+        return X, read(self._block_inputs(X), target, tasks, sample_weight)
+
+    def _arrays(self, X: Any, y: Any, tasks: Any, *, reset: bool) -> tuple[Any, Floats, Any]:
+        """Return checked inputs and targets, and the task labels."""
         X, tasks = split_tasks(X, tasks) if reset else self._tasks_of(X, tasks)
         X = self._inputs(X, reset=reset)
         if y is None:
@@ -294,7 +311,7 @@ class TaskEstimator(RegressorMixin, BaseEstimator, ABC):
             raise InputError(f"y has shape {target.shape}; give (n_samples,) or (n_samples, n_tasks)")
         if len(target) != X.shape[0]:
             raise InputError(f"X has {X.shape[0]} rows but y has {len(target)}; give one row of y per row of X")
-        return X, read(self._block_inputs(X), target, tasks, sample_weight)
+        return X, target, tasks
 
     def _block_inputs(self, X: Any) -> Any:
         """Return what the blocks hold of each row; the inputs, unless a method wants something else."""

@@ -11,7 +11,7 @@ from polytask.core.relation import Relation
 from polytask.core.task import Floats
 from polytask.linear.estimator import warn_unconverged
 from polytask.linear.parameters import not_negative
-from polytask.linear.penalised import PenalisedEstimator, feature_names, names_of
+from polytask.linear.penalised import PenalisedEstimator, feature_names, gradient_at_zero, names_of
 from polytask.linear.penalties.block import FeatureNorm
 from polytask.linear.penalties.elastic import Elastic
 from polytask.linear.penalties.spectral import Penalty
@@ -72,5 +72,7 @@ class FeatureNormEstimator(PenalisedEstimator):
 
     def alpha_max(self, X: Any, y: Any, tasks: Any = None, sample_weight: Any = None) -> float:
         """Return the smallest ``alpha`` at which all coefficients are 0; arguments as of :meth:`fit`."""
-        gauges = self._norm().gauges(self._gradient_at_zero(X, y, tasks, sample_weight))
-        return float(self.alpha * gauges.max(initial=0.0))
+        return self._alpha_max(X, y, tasks, sample_weight)
+
+    def strongest(self, losses: TaskLosses) -> float:
+        return float(self.alpha * self._norm().gauges(gradient_at_zero(losses)).max(initial=0.0))

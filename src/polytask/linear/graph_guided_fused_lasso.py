@@ -32,6 +32,7 @@ from polytask.core.task import Floats
 from polytask.linear.layout import Layout, task_numbers
 from polytask.linear.penalised import (
     PenalisedEstimator,
+    gradient_at_zero,
     names_of,
     not_negative,
     positive,
@@ -193,4 +194,7 @@ class GraphGuidedFusedLasso(PenalisedEstimator):
 
         Arguments as of :meth:`fit`.
         """
-        return float(np.abs(self._gradient_at_zero(X, y, tasks, sample_weight)).max(initial=0.0))
+        return self._alpha_max(X, y, tasks, sample_weight)
+
+    def strongest(self, losses: TaskLosses) -> float:
+        return float(np.abs(gradient_at_zero(losses)).max(initial=0.0))

@@ -71,7 +71,7 @@ def split_tasks(X: Any, tasks: Any) -> tuple[Any, Any]:
     return X[[column for column in columns if column != tasks]], X[tasks]
 
 
-def read(X: Floats, y: Floats, tasks: Any, sample_weight: Any) -> Layout:
+def read(X: Any, y: Floats, tasks: Any, sample_weight: Any, *, known: NDArray[Any] | None = None) -> Layout:
     """Group the labelled rows of ``X`` ``(n, d)``.
 
     Parameters
@@ -82,6 +82,9 @@ def read(X: Floats, y: Floats, tasks: Any, sample_weight: Any) -> Layout:
         None, or the task label of every row ``(n,)`` (then ``y`` is ``(n,)``).
     sample_weight
         None, ``(n,)``, or ``(n, T)`` for ``y`` of that shape. A weight of 0 is like a missing label.
+    known
+        Task labels of more rows, of which these are some: a task without rows here is one that is constant.
+        None: the tasks are those of the rows, and each must have one with a label.
     """
     weight = _weights(sample_weight, y)
     if tasks is None:
@@ -99,14 +102,28 @@ def read(X: Floats, y: Floats, tasks: Any, sample_weight: Any) -> Layout:
                 "or tasks=None with y of shape (n_samples, n_tasks)"
             )
         labels = _task_labels(tasks, len(y))
-        _check_labelled(labels, ~np.isnan(y) if weight is None else ~np.isnan(y) & (weight > 0), weight)
+        if known is None:
+            _check_labelled(labels, ~np.isnan(y) if weight is None else ~np.isnan(y) & (weight > 0), weight)
         names, stack = Stack.of(X, y, labels, weight)
-        return Layout(stack, names, np.diff(stack.bounds), "stacked", stack.constant())
+        if known is None:
+            return Layout(stack, names, np.diff(stack.bounds), "stacked", stack.constant())
+        return _among(known, names, stack)
     counts = np.array([len(column.rows) for column in columns])
     constant = _constant([column.values for column in columns], counts)
-    if (counts == 0).any():
+    if known is not None:
+        constant |= counts == 0
+    elif (counts == 0).any():
         raise _unlabelled(names[counts == 0].tolist()[0], weight)
     return Layout(gather(X, columns), names, counts, form, constant)
+
+
+def _among(known: NDArray[Any], names: NDArray[Any], stack: Stack) -> Layout:
+    """Return the layout of a stack of some of the ``known`` tasks."""
+    places = np.searchsorted(known, names)
+    counts, constant = np.zeros(len(known), dtype=np.int64), np.ones(len(known), dtype=np.bool_)
+    counts[places], constant[places] = np.diff(stack.bounds), stack.constant()
+    own = Stack(stack.X, stack.y, stack.bounds, stack.weights, places)
+    return Layout(own, known, counts, "stacked", constant)
 
 
 def _check_labelled(labels: NDArray[Any], kept: NDArray[np.bool_], weight: Floats | None) -> None:
@@ -246,7 +263,7 @@ def weights_of(task_weighting: Any, totals: Floats) -> Floats:
         if task_weighting == "equal":
             return np.ones(len(totals))
         if task_weighting == "examples":
-            return np.asarray(totals / totals.mean())
+            return np.asarray(totals / totals[totals > 0.0].mean())
         raise InputError(f'task_weighting must be "equal", "examples" or an array, got "{task_weighting}"')
     weights = np.asarray(task_weighting, dtype=np.float64)
     if weights.shape != totals.shape or not np.isfinite(weights).all() or (weights <= 0).any():

@@ -30,9 +30,10 @@ from scipy.sparse import csr_array, hstack
 
 from polytask.core.errors import InputError
 from polytask.core.task import Floats
-from polytask.linear.estimator import TaskEstimator, warn_unconverged
+from polytask.linear.estimator import warn_unconverged
 from polytask.linear.layout import Layout
 from polytask.linear.moments import Block, MomentsOnly, Stack, is_sparse
+from polytask.linear.paths import PathEstimator
 from polytask.linear.solvers.coupled import CoupledSolution, solve_coupled
 from polytask.linear.solvers.losses import TaskLosses
 
@@ -40,7 +41,7 @@ INTERCEPTS = ("own", "coupled", "common")
 UNSEEN = ("error", "mean")
 
 
-class MeanRegularised(TaskEstimator):
+class MeanRegularised(PathEstimator):
     """Ridge models of several tasks drawn towards their common mean (see the module for the formula).
 
     Squared losses are solved exactly by block elimination from per-task moments; logistic ones by
@@ -160,6 +161,15 @@ class MeanRegularised(TaskEstimator):
         self.n_iter_ = found.steps
         if not losses.all_quadratic and found.optimality > found.bound:
             warn_unconverged("MeanRegularised", found.optimality, found.bound, "a gradient of", int(self.max_iter))
+
+    def _top(self, X: Any, layout: Layout) -> float:
+        """Return ten times the curvature of the losses along their gradient at 0, where little is left of W."""
+        T, d = len(layout.names), X.shape[1]
+        losses = self._losses(layout.blocks, T, d, fit_intercept=self.fit_intercept)
+        zero = losses.at(np.zeros((T, d)))
+        size = float(np.vdot(zero.gradient, zero.gradient))
+        along = float(np.vdot(zero.gradient, losses.hessian(zero).times(zero.gradient)))
+        return 10.0 * along / size if size > 0.0 else 1.0
 
     def _lends(self) -> bool:
         return bool(self.intercepts != "own")

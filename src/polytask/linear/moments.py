@@ -597,6 +597,13 @@ class Moments:
         kept = np.flatnonzero(~left_out)
         return self.tasks(kept)._spread(kept, self.n_tasks, self.names)
 
+    def among(self, names: NDArray[Any]) -> Moments:
+        """Return the statistics of the tasks ``names``, in ascending order, which are these and others without rows."""
+        strange = self.names[~np.isin(self.names, names)]
+        if len(strange):
+            raise InputError(f"task {strange.tolist()[0]!r} is not among the names; give all tasks of the moments")
+        return self._spread(np.searchsorted(names, self.names), len(names), names)
+
     def constant(self) -> NDArray[np.bool_]:
         """Return which tasks have the same target in all their rows, ``(T,)``."""
         return np.asarray(self.yy <= 1e-24 * self.n * np.square(self.mean_y))

@@ -56,20 +56,23 @@ class Outputs:
 
 
 def expand(layout: Layout, multinomial: Sequence[bool]) -> tuple[Layout, Outputs]:
-    """Replace every multinomial column by one column 0/1 per class; the layout's names are then those of the rows."""
+    """Replace every multinomial column by one column 0/1 per class; the layout's names are then those of the rows.
+
+    A multinomial task without rows has one row of coefficients and no class.
+    """
     classes: dict[int, Floats] = {}
     for block in layout.blocks:
         for column, task in zip(block.Y.T, block.outputs.tolist(), strict=True):
             if multinomial[task]:
                 classes[task] = np.unique(column)
-    sizes = np.array([len(classes[task]) if chosen else 1 for task, chosen in enumerate(multinomial)])
+    sizes = np.array([len(classes.get(task, (0,))) for task in range(len(multinomial))])
     first = np.cumsum(sizes) - sizes
     owner = np.repeat(np.arange(len(sizes)), sizes)
     names = layout.names.tolist()
     labels = [
         f"{name}={value:g}" if multinomial[task] else str(name)
         for task, name in enumerate(names)
-        for value in classes.get(task, np.zeros(1))
+        for value in classes.get(task, (0.0,))
     ]
     outputs = Outputs(
         np.array(labels), owner, first, np.asarray(multinomial, dtype=np.bool_), dict(sorted(classes.items()))

@@ -11,17 +11,18 @@ from sklearn.utils.validation import check_is_fitted
 
 from polytask.core.relation import Relation
 from polytask.core.task import Floats
-from polytask.linear.estimator import TaskEstimator, warn_unconverged
+from polytask.linear.estimator import warn_unconverged
 from polytask.linear.layout import Layout
 from polytask.linear.parameters import count as count
 from polytask.linear.parameters import not_negative as not_negative
 from polytask.linear.parameters import positive as positive
+from polytask.linear.paths import PathEstimator
 from polytask.linear.penalties.spectral import Penalty
 from polytask.linear.solvers.losses import TaskLosses
 from polytask.linear.solvers.proximal import solve_proximal
 
 
-class PenalisedEstimator(TaskEstimator):
+class PenalisedEstimator(PathEstimator):
     """Minimises mean losses plus penalties on W, or on the parts W is the sum of (abstract)."""
 
     takes_sparse = True
@@ -75,10 +76,23 @@ class PenalisedEstimator(TaskEstimator):
         if found.gap > found.bound:
             warn_unconverged(type(self).__name__, found.gap, found.bound, "a duality gap of", int(self.max_iter))
 
-    def _gradient_at_zero(self, X: Any, y: Any, tasks: Any, sample_weight: Any) -> Floats:
+    def strongest(self, losses: TaskLosses) -> float | None:  # noqa: ARG002 - what methods that have one need
+        """Return the smallest ``alpha`` at which all coefficients are 0, given the losses; None: there is none."""
+        return None
+
+    def _alpha_max(self, X: Any, y: Any, tasks: Any, sample_weight: Any) -> float:
         X, layout = self._begin(X, y, tasks, sample_weight)
+        return self._top(X, layout)
+
+    def _top(self, X: Any, layout: Layout) -> float:
         losses = self._losses(layout.blocks, len(layout.names), X.shape[1], fit_intercept=self.fit_intercept)
-        return losses.at(np.zeros((losses.n_tasks, losses.n_features))).gradient
+        found = self.strongest(losses)
+        return super()._top(X, layout) if found is None else found
+
+
+def gradient_at_zero(losses: TaskLosses) -> Floats:
+    """Return the gradient at W = 0, ``(T, d)``."""
+    return losses.at(np.zeros((losses.n_tasks, losses.n_features))).gradient
 
 
 def names_of(tasks: NDArray[Any]) -> tuple[str, ...]:

@@ -17,10 +17,18 @@ from typing import Any
 import numpy as np
 
 from polytask.core.relation import Relation
-from polytask.linear.penalised import PenalisedEstimator, feature_names, names_of, positive, root_covariance
+from polytask.linear.penalised import (
+    PenalisedEstimator,
+    feature_names,
+    gradient_at_zero,
+    names_of,
+    positive,
+    root_covariance,
+)
 from polytask.linear.penalised import task_relations as relations_of
 from polytask.linear.penalties.spectral import Penalty
 from polytask.linear.penalties.spectral import TraceNorm as TraceNormPenalty
+from polytask.linear.solvers.losses import TaskLosses
 
 
 class TraceNorm(PenalisedEstimator):
@@ -118,4 +126,7 @@ class TraceNorm(PenalisedEstimator):
 
     def alpha_max(self, X: Any, y: Any, tasks: Any = None, sample_weight: Any = None) -> float:
         """Return the smallest ``alpha`` at which all coefficients are 0; arguments as of :meth:`fit`."""
-        return TraceNormPenalty.dual_norm(self._gradient_at_zero(X, y, tasks, sample_weight))
+        return self._alpha_max(X, y, tasks, sample_weight)
+
+    def strongest(self, losses: TaskLosses) -> float:
+        return TraceNormPenalty.dual_norm(gradient_at_zero(losses))

@@ -31,6 +31,7 @@ from polytask.core.task import Floats
 from polytask.linear.layout import Layout
 from polytask.linear.penalised import (
     PenalisedEstimator,
+    gradient_at_zero,
     names_of,
     not_negative,
     positive,
@@ -167,14 +168,12 @@ class TreeGuidedGroupLasso(PenalisedEstimator):
 
     def alpha_max(self, X: Any, y: Any, tasks: Any = None, sample_weight: Any = None) -> float:
         """Return the smallest ``alpha`` at which all coefficients are 0; arguments as of :meth:`fit`."""
-        X, layout = self._begin(X, y, tasks, sample_weight)
-        losses = self._losses(layout.blocks, len(layout.names), X.shape[1], fit_intercept=self.fit_intercept)
-        return self.strongest(losses)
+        return self._alpha_max(X, y, tasks, sample_weight)
 
     def strongest(self, losses: TaskLosses) -> float:
         """Return the smallest ``alpha`` at which all coefficients are 0, given the losses."""
         self._plant(losses)
-        return TreeNorm(1.0, self._tree).dual_norm(losses.at(np.zeros((losses.n_tasks, losses.n_features))).gradient)
+        return TreeNorm(1.0, self._tree).dual_norm(gradient_at_zero(losses))
 
 
 def _linkage(tree: Any, T: int) -> Floats:

@@ -26,6 +26,7 @@ from polytask.core.task import Floats
 from polytask.linear.solvers.losses import Curvature, Point, RowHessian, TaskLosses
 
 _HALVINGS = 40
+_ROUNDING = 1e-14
 _CONJUGATE_STEPS = 5000
 
 
@@ -127,6 +128,10 @@ def solve_coupled(
             fall = moved.value + _penalty(new_common, new_own, precision, variance) - here
             if fall <= 1e-4 * size * slope:
                 break
+            if abs(fall) <= _ROUNDING * abs(here) and (
+                _optimality(moved, new_common, new_own, precision, variance) < left
+            ):
+                break  # a fall too small to be seen in the values
             size *= 0.5
         else:
             break
