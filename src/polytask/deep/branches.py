@@ -37,6 +37,10 @@ from polytask.deep.stacking.base import stack as stack
 
 Input = Tensor | Mapping[str, Tensor]
 
+_BYTES = 32 * 2**20
+"""Largest result that branches compute together on a CPU (measured): beyond, memory is taken from the system anew
+in every step, which cost half of a step of 50 small convolutional networks."""
+
 
 class Branches(nn.Module):
     """n copies of a block as one module.
@@ -65,8 +69,13 @@ class Branches(nn.Module):
         if n < 1:
             raise InputError(f"n is {n}; Branches needs at least one copy")
         copies = [block] * n if identical else [block, *_redrawn(block, n - 1, seed)]
-        self.n = n
+        self._hold(copies)
+
+    def _hold(self, copies: Sequence[nn.Module]) -> None:
+        self.n = len(copies)
         self.stack = stack(copies)
+        kernels = [weight for weight in self.stack.parameters() if weight.dim() >= 4]
+        self._channels = max((weight.shape[1] for weight in kernels), default=0)
 
     @classmethod
     def from_modules(cls, modules: Sequence[nn.Module]) -> Self:
@@ -74,8 +83,7 @@ class Branches(nn.Module):
         if not modules:
             raise InputError("modules is empty; Branches needs at least one")
         branches = cls(modules[0], 1)
-        branches.n = len(modules)
-        branches.stack = stack(modules)
+        branches._hold(modules)
         return branches
 
     @property
@@ -94,8 +102,22 @@ class Branches(nn.Module):
 
     def run(self, x: Input, own: bool = False, *, only: Tensor | None = None) -> tuple[Tensor, bool]:
         """Like :meth:`forward`, but an output equal for all branches comes as one; returns (output, own)."""
-        y, own = self.stack(x, own, only)
-        return y, own
+        together = self._together(x, own)
+        if together >= (self.n if only is None else len(only)):
+            y, own = self.stack(x, own, only)
+            return y, own
+        assert isinstance(x, Tensor)
+        numbers = torch.arange(self.n, device=x.device) if only is None else only
+        parts = x.split(together) if own else [x] * len(numbers)
+        found = [self.stack(part, own, some)[0] for part, some in zip(parts, numbers.split(together), strict=False)]
+        return torch.cat(found), True
+
+    def _together(self, x: Input, own: bool) -> int:
+        """Return how many branches to compute as one: on a CPU, convolutions of many branches in parts."""
+        if not self._channels or not isinstance(x, Tensor) or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.n
+        rows, positions = x.shape[int(own)], x.shape[2 + own :].numel()
+        return max(1, _BYTES // max(1, rows * positions * self._channels * x.element_size()))
 
     def forward(self, x: Input, own: bool = False, *, only: Tensor | None = None) -> Tensor:
         """Return the outputs ``(n, B, …)``.

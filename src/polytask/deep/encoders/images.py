@@ -36,9 +36,10 @@ def convnet(
 ) -> Encoder:
     """Return a small convolutional network: stages ``input``, ``conv1``, ``conv2`` …, ``layer1`` ….
 
-    A convolutional stage is convolution (same size), norm, activation, maximum over ``pool`` × ``pool``; a
-    fully connected one is linear, activation, dropout. Without ``widths`` the features are the mean over
-    positions of the last convolutional stage.
+    A convolutional stage is convolution (same size), norm, maximum over ``pool`` × ``pool``, activation (for an
+    increasing activation the same as the maximum afterwards, on fewer positions); a fully connected one is
+    linear, activation, dropout. Without ``widths`` the features are the mean over positions of the last
+    convolutional stage.
 
     Parameters
     ----------
@@ -76,8 +77,9 @@ def convnet(
     stages: dict[str, nn.Module] = {"input": TensorInput("image")}
     with seeded(seed):
         for number, wider in enumerate(channels, start=1):
-            layer = _convolution(n_channels, wider, kernel=kernel, norm=norm, activation=activated)
-            stages[f"conv{number}"] = nn.Sequential(*layer, *([nn.MaxPool2d(pool)] if pool > 1 else []))
+            maximum = [nn.MaxPool2d(pool)] if pool > 1 else []
+            layer = _convolution(n_channels, wider, kernel=kernel, norm=norm)
+            stages[f"conv{number}"] = nn.Sequential(*layer, *maximum, activated())
             sizes[f"conv{number}"] = n_channels = wider
         shrunk = pool ** len(channels)
         units = n_channels * (height // shrunk) * (width // shrunk)
@@ -128,8 +130,7 @@ def resnet(
     sizes = {"input": n_channels, "stem": channels[0]}
     stages: dict[str, nn.Module] = {"input": TensorInput("image")}
     with seeded(seed):
-        stem = _convolution(n_channels, channels[0], kernel=3, norm=norm, activation=activated)
-        stages["stem"] = nn.Sequential(*stem)
+        stages["stem"] = nn.Sequential(*_convolution(n_channels, channels[0], kernel=3, norm=norm), activated())
         n_channels = channels[0]
         for number, wider in enumerate(channels, start=1):
             parts: list[nn.Module] = []
@@ -152,26 +153,19 @@ def _checked(shape: Sequence[int], channels: Sequence[int], norm: str | None) ->
     return n_channels, height, width
 
 
-def _convolution(
-    n_inputs: int, channels: int, *, kernel: int, norm: str | None, activation: type[nn.Module]
-) -> list[nn.Module]:
-    """Return the parts of a convolution that keeps the size: convolution, norm, activation."""
-    convolution = nn.Conv2d(n_inputs, channels, kernel, padding=kernel // 2, bias=norm is None)
-    return [convolution, *([] if norm is None else [NORMS[norm](channels)]), activation()]
+def _convolution(n_inputs: int, channels: int, *, kernel: int, norm: str | None, stride: int = 1) -> list[nn.Module]:
+    """Return a convolution that keeps the size, up to the stride, and its norm."""
+    bias = norm is None
+    convolution = nn.Conv2d(n_inputs, channels, kernel, stride=stride, padding=kernel // 2, bias=bias)
+    return [convolution, *([] if norm is None else [NORMS[norm](channels)])]
 
 
 def _residual(n_inputs: int, channels: int, stride: int, norm: str | None, activation: type[nn.Module]) -> Residual:
-    def scaled() -> list[nn.Module]:
-        return [] if norm is None else [NORMS[norm](channels)]
-
-    bias = norm is None
     block = nn.Sequential(
-        nn.Conv2d(n_inputs, channels, 3, stride=stride, padding=1, bias=bias),
-        *scaled(),
+        *_convolution(n_inputs, channels, kernel=3, norm=norm, stride=stride),
         activation(),
-        nn.Conv2d(channels, channels, 3, padding=1, bias=bias),
-        *scaled(),
+        *_convolution(channels, channels, kernel=3, norm=norm),
     )
     if stride == 1 and n_inputs == channels:
         return Residual(block)
-    return Residual(block, nn.Sequential(nn.Conv2d(n_inputs, channels, 1, stride=stride, bias=bias), *scaled()))
+    return Residual(block, nn.Sequential(*_convolution(n_inputs, channels, kernel=1, norm=norm, stride=stride)))
