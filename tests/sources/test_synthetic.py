@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from polytask.core import InputError
-from polytask.sources import clustered, conflicting, related, unrelated
+from polytask.sources import clustered, conflicting, curved_pair, related, unrelated
 
 MAKERS = [related, unrelated, conflicting, clustered]
 
@@ -85,3 +85,31 @@ def test_missing_share_is_left_out_and_never_in_the_test_rows():
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(InputError):
         related(10, 5, 2, **bad)
+
+
+@pytest.mark.parametrize("cosine", [-1.0, 0.0, 0.3, 1.0])
+def test_a_curved_pair_is_its_formula(cosine):
+    found = curved_pair(4000, cosine=cosine, scale=0.7, frequencies=(1.0, 2.5), phases=(0.2, 0.4), seed=2)
+    np.testing.assert_allclose(found.weights.T @ found.weights, [[1, cosine], [cosine, 1]], atol=1e-12)
+    assert found.weights.shape == (100, 2)
+    signal = 0.7 * found.data.inputs["numeric"] @ found.weights
+    residual = found.data.columns() - (signal + np.sin(signal + 0.2) + np.sin(2.5 * signal + 0.4))
+    np.testing.assert_allclose(residual.std(axis=0), 0.1, rtol=0.05)
+    assert abs(np.corrcoef(residual.T)[0, 1]) < 0.06
+
+
+def test_a_curved_pair_without_waves_is_linear_and_its_test_rows_have_the_same_truth():
+    found = curved_pair(50, 3, cosine=0.5, frequencies=(), phases=(), noise=1e-9, n_test=20, seed=1)
+    for rows in (found.data, found.test):
+        np.testing.assert_allclose(rows.columns(), rows.inputs["numeric"] @ found.weights, atol=1e-7)
+    np.testing.assert_array_equal(
+        curved_pair(50, 3, cosine=0.5, frequencies=(), phases=(), noise=1e-9, seed=1).data.columns(),
+        found.data.columns(),
+    )
+
+
+def test_an_impossible_curved_pair_is_refused():
+    with pytest.raises(InputError, match="cosine must lie in"):
+        curved_pair(10, cosine=1.2)
+    with pytest.raises(InputError, match="phases 1"):
+        curved_pair(10, cosine=0.5, phases=(1.0,))

@@ -15,6 +15,7 @@ from polytask.sources.images import read_image_folder as read_image_folder
 from polytask.sources.synthetic import Synthetic as Synthetic
 from polytask.sources.synthetic import clustered as clustered
 from polytask.sources.synthetic import conflicting as conflicting
+from polytask.sources.synthetic import curved_pair as curved_pair
 from polytask.sources.synthetic import related as related
 from polytask.sources.synthetic import unrelated as unrelated
 from polytask.sources.tables import Schema as Schema

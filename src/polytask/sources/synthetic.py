@@ -10,11 +10,13 @@ Rows x ~ N(0, I_p). Task t has weights w_t with ||w_t|| = 1 and
 * :func:`related` — few features matter, the same ones for every task, with similar weights;
 * :func:`unrelated` — every task has its own features and its own weights;
 * :func:`conflicting` — tasks pull a shared model in different directions;
-* :func:`clustered` — groups of tasks with nearly equal weights, nothing in common between groups.
+* :func:`clustered` — groups of tasks with nearly equal weights, nothing in common between groups;
+* :func:`curved_pair` — two curved tasks whose weights have a given cosine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,6 +192,60 @@ def clustered(
     return _problem(weights, groups, n_rows, noise, missing, kind, seed, n_test)
 
 
+def curved_pair(
+    n_rows: int,
+    n_features: int = 100,
+    *,
+    cosine: float,
+    scale: float = 1.0,
+    frequencies: Sequence[float] = (1.0, 2.0, 3.0),
+    phases: Sequence[float] = (0.0, 1.0, 2.0),
+    noise: float = 0.1,
+    missing: float = 0.0,
+    seed: int = 0,
+    n_test: int = 0,
+) -> Synthetic:
+    """Make two curved regression tasks that are as alike as one number says.
+
+        y_t = s_t + sum_i sin(a_i s_t + b_i) + noise · e,       s_t = scale · x'w_t
+        w_1 = u_1,   w_2 = cosine · u_1 + sqrt(1 - cosine²) u_2          u_1, u_2 orthonormal, at random
+
+    The published problem has 100 features and noise 0.1; scale, frequencies and phases it leaves open.
+
+    Ma et al., Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts, KDD 2018.
+
+    Parameters
+    ----------
+    n_rows, n_features
+        Sizes n and p, p at least 2.
+    cosine
+        Inner product of the two tasks' weights, -1 … 1.
+    scale
+        Length of the weights (positive).
+    frequencies, phases
+        a and b, of equal length; empty: the tasks are linear.
+    noise
+        Standard deviation of the noise (positive).
+    missing, seed, n_test
+        As in :func:`related`.
+    """
+    _check(cosine=(cosine, -1.0, 1.0), n_features=(n_features, 2, np.inf), scale=(scale, 1e-12, np.inf))
+    if len(frequencies) != len(phases):
+        raise InputError(f"frequencies has {len(frequencies)} values, phases {len(phases)}; give one phase for each")
+    rng = np.random.default_rng([seed, 5])
+    directions, _ = np.linalg.qr(rng.standard_normal((n_features, 2)))
+    weights = directions @ np.array([[1.0, cosine], [0.0, np.sqrt(1.0 - cosine**2)]])
+
+    def curve(signal: Floats) -> Floats:
+        steps = scale * signal
+        waves = np.multiply.outer(steps, np.asarray(frequencies)) + np.asarray(phases)
+        return np.asarray(steps + np.sin(waves).sum(axis=-1))
+
+    return _problem(
+        weights, np.zeros(2, dtype=np.int64), n_rows, noise, missing, "regression", seed, n_test, curve=curve
+    )
+
+
 def _check(**limits: tuple[float, float, float]) -> None:
     for name, (value, low, high) in limits.items():
         if not low <= value <= high:
@@ -197,7 +253,16 @@ def _check(**limits: tuple[float, float, float]) -> None:
 
 
 def _problem(
-    weights: Floats, groups: Ints, n_rows: int, noise: float, missing: float, kind: str, seed: int, n_test: int
+    weights: Floats,
+    groups: Ints,
+    n_rows: int,
+    noise: float,
+    missing: float,
+    kind: str,
+    seed: int,
+    n_test: int,
+    *,
+    curve: Callable[[Floats], Floats] | None = None,
 ) -> Synthetic:
     if kind not in _KINDS:
         raise InputError(unknown("kind", kind, _KINDS))
@@ -209,16 +274,22 @@ def _problem(
     tasks: list[Task] = [
         Regression(name) if kind == "regression" else Binary(name, (), ("no", "yes")) for name in names
     ]
-    data = _rows(unit, tasks, n_rows, noise, missing, np.random.default_rng([seed, 10]))
-    test = _rows(unit, tasks, n_test, noise, 0.0, np.random.default_rng([seed, 11])) if n_test else None
+    data = _rows(unit, tasks, n_rows, noise, missing, np.random.default_rng([seed, 10]), curve)
+    test = _rows(unit, tasks, n_test, noise, 0.0, np.random.default_rng([seed, 11]), curve) if n_test else None
     return Synthetic(data, test, unit, np.asarray(groups, dtype=np.int64), noise)
 
 
 def _rows(
-    weights: Floats, tasks: list[Task], n_rows: int, noise: float, missing: float, rng: np.random.Generator
+    weights: Floats,
+    tasks: list[Task],
+    n_rows: int,
+    noise: float,
+    missing: float,
+    rng: np.random.Generator,
+    curve: Callable[[Floats], Floats] | None,
 ) -> TaskData:
     inputs = rng.standard_normal((n_rows, weights.shape[0]))
-    signal = inputs @ weights
+    signal = inputs @ weights if curve is None else curve(inputs @ weights)
     if isinstance(tasks[0], Regression):
         targets = signal + noise * rng.standard_normal(signal.shape)
     else:
