@@ -148,17 +148,21 @@ def test_training_hard_sharing_on_permuted_tasks_and_heads_permutes_the_result()
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_an_absent_task_gets_exactly_zero_gradient_and_does_not_change_the_others(kind):
     inputs, targets, present = table(ROWS), labels(MIXED, ROWS), ALL.clone()
-    present[1] = False
+    present[2] = False
     network, loss = build(kind), MultiTaskLoss(MIXED)
     loss(network.all_scores(inputs), targets, present).sum().backward()
     shared = {id(parameter) for parameter in network.shared_parameters()}
     private = {name: p.grad.clone() for name, p in network.named_parameters() if id(p) not in shared}
     network.zero_grad()
-    loss(network.all_scores(inputs), targets, ALL).sum().backward()
-    for name, gradient in private.items():
-        assert (gradient[1] == 0).all(), name
-        others = [0, 2, 3, 4]
-        torch.testing.assert_close(gradient[others], network.get_parameter(name).grad[others], rtol=0, atol=1e-14)
+    losses = loss(network.all_scores(inputs), targets, ALL)
+    own = torch.autograd.grad(losses[2], [network.get_parameter(name) for name in private], retain_graph=True)
+    losses.sum().backward()
+    assert any((gradient != 0).any() for gradient in own)
+    for (name, gradient), mine in zip(private.items(), own, strict=True):
+        reached = mine != 0
+        assert (gradient[reached] == 0).all(), name
+        whole = network.get_parameter(name).grad
+        torch.testing.assert_close(gradient[~reached], whole[~reached], rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -206,7 +210,7 @@ def test_parameter_groups_hold_every_parameter_exactly_once(kind):
     assert sorted(grouped) == sorted(map(id, network.parameters()))
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", [kind for kind in NETWORKS if kind != "joint many-task"])  # whose tasks hear of others
 def test_heads_start_at_constants(kind):
     network = build(kind)
     constants = torch.arange(float(len(MIXED) * 3)).view(len(MIXED), 3)

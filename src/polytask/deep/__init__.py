@@ -24,6 +24,7 @@ from polytask.deep.experts import OMoE as OMoE
 from polytask.deep.hard import HardSharing as HardSharing
 from polytask.deep.heads import Heads as Heads
 from polytask.deep.heads import MultiTaskLoss as MultiTaskLoss
+from polytask.deep.joint_many import JointManyTask as JointManyTask
 from polytask.deep.low_supervision import LowSupervision as LowSupervision
 from polytask.deep.relationship import RelationshipNetwork as RelationshipNetwork
 from polytask.deep.single import SingleTask as SingleTask

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from polytask.core.errors import InputError, unknown
+from polytask.core.relation import Relation
 from polytask.core.task import Task
 from polytask.deep.encoders import Encoder
 
@@ -72,3 +75,12 @@ def lower_part(encoder: Encoder, top: int) -> Encoder:
         channels={name: encoder.channels[name] for name in names},
         channel_axis=encoder.channel_axis,
     )
+
+
+def levels_relation(tasks: Sequence[Task], names: tuple[str, ...], levels: Sequence[int]) -> dict[str, Relation]:
+    """Return through which stages each task passes; nothing for a lone task."""
+    if len(tasks) == 1:
+        return {}
+    values = np.array([[float(stage <= level) for stage in range(len(names))] for level in levels])
+    about = "1 where a task's loss shapes a stage; two tasks share the stages where both have 1"
+    return {"levels": Relation("weights", values, tuple(task.name for task in tasks), names, about)}

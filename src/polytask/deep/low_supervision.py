@@ -23,7 +23,7 @@ from polytask.core.task import Task
 from polytask.deep.base import SharingNetwork
 from polytask.deep.encoders import BranchedEncoder, Encoder, pooled
 from polytask.deep.heads import Heads
-from polytask.deep.levels import lower_part, stage_numbers, stage_widths
+from polytask.deep.levels import levels_relation, lower_part, stage_numbers, stage_widths
 from polytask.deep.rows import Input, all_joined, joined, parted, taken
 
 
@@ -136,7 +136,4 @@ class LowSupervision(SharingNetwork):
 
     def relations(self) -> dict[str, Relation]:
         """Return through which stages each task passes."""
-        values = np.array([[float(stage <= level) for stage in range(len(self.trunk.names))] for level in self.levels])
-        about = "1 where a task's loss shapes a stage; two tasks share the stages where both have 1"
-        names = tuple(task.name for task in self.tasks)
-        return {"levels": Relation("weights", values, names, self.trunk.names, about)} if len(names) > 1 else {}
+        return levels_relation(self.tasks, self.trunk.names, self.levels)

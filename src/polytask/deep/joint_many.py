@@ -1,0 +1,384 @@
+"""Joint many-task network: tasks at growing depths of one cascade, each told what the lower ones predict.
+
+    x = input,   h_1 = f_1(x),   h_l = f_l([ h_{l-1} ; x ; y_{l-1} ])          l = 2 … levels
+    y_l = y_{l-1} + sum_{tasks t at level l} sum_c P_t(c | h_l) E_t[c],        y_0 = 0
+    scores_t = W_t' h_l + b_t                                                  tasks t at level l
+
+The input reaches every level by a shortcut; the label embedding y is made of soft predictions, so that gradients
+of higher tasks reach the heads below; a regression task adds its prediction times one vector. An epoch goes
+through the tasks from low to high. While a task of level l is trained, successive regularisation
+
+    penalty = sum_{θ of level l-1 and the input}  δ ||θ - θ'||²,     θ' = θ when the training of the task began,
+
+keeps what lower tasks learned, with a δ of its own for the weights of heads; each optimiser step of size η is
+followed by the exact proximal step ``θ ← θ' + (θ - θ') / (1 + 2 η δ)``. With all tasks at the last stage, and all
+at once, this is hard sharing; without shortcuts, labels and regularisation it is low supervision.
+
+Hashimoto, Xiong, Tsuruoka, Socher, A Joint Many-Task Model: Growing a Neural Network for Multiple NLP Tasks,
+EMNLP 2017.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polytask.core.errors import InputError, unknown
+from polytask.core.relation import Relation
+from polytask.core.task import Task
+from polytask.deep.base import SharingNetwork
+from polytask.deep.encoders import BranchedEncoder, Encoder, pooled
+from polytask.deep.heads import Heads
+from polytask.deep.levels import levels_relation, lower_part, stage_numbers, stage_widths
+from polytask.deep.rows import Input, taken
+from polytask.deep.seeding import seeded
+from polytask.deep.soft_labels import SoftLabels
+from polytask.deep.stacking.recurrent import Recurrent
+
+
+class _Level(nn.Module):
+    """The heads of the tasks at one level, and the embedding of their labels if a level above reads it."""
+
+    def __init__(self, tasks: Sequence[Task], width: int, dim: int, *, seed: int) -> None:
+        super().__init__()
+        self.heads = Heads(tasks, width, seed=seed)
+        self.soft = SoftLabels(tasks)
+        self.embedding: nn.Parameter | None = None
+        if dim:
+            table = torch.zeros(len(tasks), max(self.soft.sizes), dim)
+            with seeded(seed + 1):
+                for task, size in enumerate(self.soft.sizes):
+                    limit = (6 / (dim + size)) ** 0.5
+                    table[task, :size].uniform_(-limit, limit)
+            self.embedding = nn.Parameter(table)
+
+    def embedded(self, scores: Tensor) -> Tensor:
+        """Return the label embedding of scores ``(T, B, K)``, summed over the tasks, ``(B, dim)``."""
+        assert self.embedding is not None
+        return torch.einsum("tbc,tcd->bd", self.soft(scores), self.embedding)
+
+
+class JointManyTask(SharingNetwork):
+    """A cascade of levels with shortcuts and label embeddings, trained task by task.
+
+    A level is the stage that tasks read and the stages below it down to the next level.
+
+    Parameters
+    ----------
+    tasks
+        The tasks.
+    encoder
+        Its stages become the levels (copied); the first layer of a level above the lowest is drawn anew, wider.
+        Stages above the highest level are left out.
+    levels
+        Task name → the stage that its head reads, by number (0 is the input, 1 the first layer) or by name. None:
+        the last stage for every task.
+    shortcuts
+        Whether every level reads the output of the first stage.
+    label_embeddings
+        Whether every level reads what the heads below predict.
+    dim
+        Width of label embeddings.
+    delta
+        Weight of the successive regularisation, at least 0.
+    head_delta
+        The same for the weights of heads.
+    anchor
+        What is kept while a task is trained: ``"level"``, the level below and the first stage (the paper), or
+        ``"all"`` levels below.
+    sequential
+        Whether an epoch goes through the tasks one after the other; otherwise every batch trains all, and nothing
+        is regularised.
+    seed
+        Seed of the initial weights of heads, embeddings and widened layers.
+    """
+
+    current: Tensor
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        encoder: Encoder,
+        *,
+        levels: Mapping[str, int | str] | None = None,
+        shortcuts: bool = True,
+        label_embeddings: bool = True,
+        dim: int = 8,
+        delta: float = 1e-3,
+        head_delta: float = 1e-2,
+        anchor: Literal["level", "all"] = "level",
+        sequential: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(tasks)
+        for name, value in (("delta", delta), ("head_delta", head_delta)):
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{name} is {value}; give a finite number of at least 0")
+        if dim < 1:
+            raise InputError(f"dim is {dim}; label embeddings need at least one number")
+        if anchor not in ("level", "all"):
+            raise InputError(unknown("anchor", anchor, ("level", "all")))
+        self.levels = stage_numbers(tasks, encoder, levels)
+        """Number of the stage that each task's head reads."""
+        self.taps = sorted(set(self.levels))
+        self.shortcuts, self.label_embeddings, self.sequential = shortcuts, label_embeddings, sequential
+        self.delta, self.head_delta, self.anchor = float(delta), float(head_delta), anchor
+        self.members = {tap: [t for t, level in enumerate(self.levels) if level == tap] for tap in self.taps}
+        wanted = dim if label_embeddings else 0
+        tops_only = self.taps == [len(encoder.names) - 1]
+        widths = [encoder.n_features] * len(encoder.names) if tops_only else stage_widths(encoder)
+        self.trunk = BranchedEncoder(self._widened(lower_part(encoder, self.taps[-1]), widths, wanted, seed), 1)
+        self.outputs = nn.ModuleDict(
+            {
+                encoder.names[tap]: _Level(
+                    [tasks[t] for t in self.members[tap]],
+                    widths[tap],
+                    wanted if tap < self.taps[-1] else 0,
+                    seed=seed + 2 * place,
+                )
+                for place, tap in enumerate(self.taps)
+            }
+        )
+        self.widest = max(task.n_outputs for task in tasks)
+        self.register_buffer("current", torch.tensor(-1))
+        if sequential and (delta or head_delta):
+            for task in range(len(tasks)):
+                for name, parameter, _ in self._anchored(task):
+                    self.register_buffer(_buffer(name), parameter.detach().clone())
+
+    def _widened(self, encoder: Encoder, widths: list[int], dim: int, seed: int) -> Encoder:
+        """Return the encoder with wider first layers in the stages that read more than the stage before."""
+        stages = dict(encoder.stages)
+        for stage, name in enumerate(encoder.names):
+            if self._reads_more(stage):
+                extra = dim + (widths[0] if self._has_shortcut(stage) else 0)
+                with seeded(seed + stage):
+                    stages[name] = _reading_more(stages[name], widths[stage - 1], extra)
+        channels = encoder.channels or None
+        return Encoder(stages, n_features=encoder.n_features, channels=channels, channel_axis=encoder.channel_axis)
+
+    def _reads_more(self, stage: int) -> bool:
+        return stage - 1 in self.taps
+
+    def _has_shortcut(self, stage: int) -> bool:
+        return self.shortcuts and self._reads_more(stage) and stage > 1
+
+    # -- scores -------------------------------------------------------------------------------
+
+    def all_scores(
+        self, inputs: Mapping[str, Tensor], own_rows: bool = False, *, only: Sequence[int] | None = None
+    ) -> Tensor:
+        asked = list(range(len(self.tasks))) if only is None else list(only)
+        n_rows = next(iter(inputs.values())).shape[int(own_rows)]
+        going = list(range(len(asked)))  # places in ``asked`` that the cascade has not answered yet
+        found: dict[int, Tensor] = {}
+        x: Input = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()} if own_rows else inputs
+        length = x.get("length")
+        first: Tensor | None = None
+        told: Tensor | None = None
+        for stage, name in enumerate(self.trunk.names):
+            x = self._run(name, stage, x, first, told, length)
+            first = x if stage == 0 else first
+            if stage not in self.taps:
+                continue
+            here = [place for place in going if self.levels[asked[place]] == stage]
+            above = [place for place in going if place not in here]
+            features = pooled(x, self.trunk.channel_axis, length=length)
+            if above and self.label_embeddings:
+                scores = self._level(stage).heads(features)
+                for place in here:
+                    found[place] = self._own(scores[self._member(asked[place])], going.index(place), n_rows, own_rows)
+                said = self._level(stage).embedded(scores)
+                told = said if told is None else told + said
+            elif here:
+                found |= self._answers(stage, features, here, going, asked, n_rows, own_rows)
+            if not above:
+                break
+            if own_rows:
+                rows = [going.index(place) for place in above]
+                x, first, told, length = (
+                    None if part is None else taken(part.unflatten(0, (len(going), n_rows)), rows).flatten(0, 1)
+                    for part in (x, first, told, length)
+                )
+            going = above
+        width = self.widest
+        return torch.stack([functional.pad(found[p], (0, width - found[p].shape[-1])) for p in range(len(asked))])
+
+    def _run(
+        self, name: str, stage: int, x: Any, first: Tensor | None, told: Tensor | None, length: Tensor | None
+    ) -> Tensor:
+        if self._reads_more(stage):
+            more = ([first] if self._has_shortcut(stage) else []) + ([] if told is None else [told])
+            x = _beside(x, [part for part in more if part is not None], self.trunk.channel_axis)
+        y, own = self.trunk.run_stage(name, x, length=length)
+        return y[0] if own else y
+
+    def _answers(
+        self,
+        stage: int,
+        features: Tensor,
+        here: list[int],
+        going: list[int],
+        asked: list[int],
+        n_rows: int,
+        own_rows: bool,
+    ) -> dict[int, Tensor]:
+        """Return the scores of the tasks asked for at one level, each on the rows that are its own."""
+        members = [self._member(asked[place]) for place in here]
+        chosen = torch.tensor(members, device=features.device)
+        if own_rows:
+            rows = [going.index(place) for place in here]
+            own = taken(features.unflatten(0, (len(going), n_rows)), rows)
+            scores = self._level(stage).heads(own, own=True, only=chosen)
+        else:
+            scores = self._level(stage).heads(features, only=chosen)
+        return dict(zip(here, scores, strict=True))
+
+    @staticmethod
+    def _own(scores: Tensor, place: int, n_rows: int, own_rows: bool) -> Tensor:
+        return scores[place * n_rows : (place + 1) * n_rows] if own_rows else scores
+
+    def _member(self, task: int) -> int:
+        return self.members[self.levels[task]].index(task)
+
+    def _level(self, stage: int) -> _Level:
+        level = self.outputs[self.trunk.names[stage]]
+        assert isinstance(level, _Level)
+        return level
+
+    # -- what is shared -----------------------------------------------------------------------
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Return what two or more losses reach: stages, and the heads and embeddings that levels above read."""
+        shared: list[nn.Parameter] = []
+        for stage, name in enumerate(self.trunk.names):
+            if sum(level >= stage for level in self.levels) > 1:
+                shared += self.trunk.stages[name].parameters()
+        for tap in self.taps:
+            above = sum(level > tap for level in self.levels)
+            level = self._level(tap)
+            if above and self.label_embeddings:
+                shared += level.heads.parameters()
+            if above > 1 and level.embedding is not None:
+                shared.append(level.embedding)
+        return shared
+
+    def start_heads(self, constants: Tensor) -> None:
+        """Let every task's score start near ``constants`` ``(T, K)``; levels above hear of it."""
+        for tap, members in self.members.items():
+            heads = self._level(tap).heads
+            heads.start(constants[members, : heads.used.shape[-1]])
+
+    def relations(self) -> dict[str, Relation]:
+        """Return through which stages each task passes."""
+        return levels_relation(self.tasks, self.trunk.names, self.levels)
+
+    # -- one task after the other -------------------------------------------------------------
+
+    def task_order(self) -> Sequence[int] | None:
+        """Return the tasks from low to high levels, those of one level in their own order."""
+        return sorted(range(len(self.tasks)), key=self.levels.__getitem__) if self.sequential else None
+
+    @torch.no_grad()
+    def begin_task(self, task: int) -> None:
+        """Remember the weights that successive regularisation keeps while this task is trained."""
+        self.current.fill_(task)
+        if self.delta or self.head_delta:
+            for name, parameter, _ in self._anchored(task):
+                self.get_buffer(_buffer(name)).copy_(parameter)
+
+    @torch.no_grad()
+    def penalty(self) -> Tensor:
+        parts = [delta * (parameter - start).square().sum() for parameter, start, delta in self._kept()]
+        return torch.stack(parts).sum() if parts else super().penalty()
+
+    @torch.no_grad()
+    def after_step(self, learning_rate: float) -> None:
+        for parameter, start, delta in self._kept():
+            parameter.lerp_(start, 1 - 1 / (1 + 2 * learning_rate * delta))
+
+    def _kept(self) -> Iterator[tuple[nn.Parameter, Tensor, float]]:
+        """Yield the weights that are kept now, where they were, and their δ."""
+        task = int(self.current)
+        if task >= 0 and (self.delta or self.head_delta):
+            for name, parameter, delta in self._anchored(task):
+                yield parameter, self.get_buffer(_buffer(name)), delta
+
+    def _anchored(self, task: int) -> Iterator[tuple[str, nn.Parameter, float]]:
+        """Yield name, weight and δ of what is kept while a task is trained."""
+        place = self.taps.index(self.levels[task])
+        below = range(place) if self.anchor == "all" else range(max(0, place - 1), place)
+        stages = {0} if self.levels[task] else set()
+        stages |= {stage for level in below for stage in range(self._bottom(level), self.taps[level] + 1)}
+        for stage in sorted(stages):
+            name = self.trunk.names[stage]
+            for part, parameter in self.trunk.stages[name].named_parameters():
+                yield f"trunk.{name}.{part}", parameter, self.delta
+        for level in below:
+            name = self.trunk.names[self.taps[level]]
+            for part, parameter in self._level(self.taps[level]).heads.named_parameters():
+                yield f"heads.{name}.{part}", parameter, self.head_delta
+            embedding = None if level == 0 else self._level(self.taps[level - 1]).embedding
+            if embedding is not None:  # of the labels that this level reads
+                yield f"labels.{self.trunk.names[self.taps[level - 1]]}", embedding, self.delta
+
+    def _bottom(self, level: int) -> int:
+        return 0 if level == 0 else self.taps[level - 1] + 1
+
+
+def _buffer(name: str) -> str:
+    return "start_" + name.replace(".", "_")
+
+
+def _beside(x: Tensor, others: Sequence[Tensor], channel_axis: int) -> Tensor:
+    """Join tensors along the axis of channels, brought to the positions of ``x``."""
+    parts = [x]
+    for other in others:
+        if other.dim() < x.dim():  # the same at every position
+            middle = other.dim() if channel_axis == 1 else 1
+            shape = x.shape[2:] if channel_axis == 1 else x.shape[1:-1]
+            other = other[(slice(None),) * middle + (None,) * len(shape)]
+            other = other.expand(*other.shape[:middle], *shape, *other.shape[middle + len(shape) :])
+        elif channel_axis == 1 and other.shape[2:] != x.shape[2:]:
+            pool = functional.adaptive_avg_pool1d if x.dim() == 3 else functional.adaptive_avg_pool2d
+            other = pool(other, list(x.shape[2:]))
+        parts.append(other)
+    return torch.cat(parts, dim=channel_axis)
+
+
+def _reading_more(block: nn.Module, width: int, extra: int) -> nn.Module:
+    """Return a copy of a block whose first layer, drawn anew, reads ``extra`` more channels than ``width``."""
+    if extra == 0:
+        return block
+    if type(block).forward is nn.Sequential.forward:
+        wider = nn.Sequential()
+        todo = True
+        for name, child in block.named_children():
+            has_weights = any(True for _ in child.parameters())
+            wider.add_module(name, _reading_more(child, width, extra) if todo and has_weights else copy.deepcopy(child))
+            todo = todo and not has_weights
+        if not todo:
+            return wider
+    device: dict[str, Any] = {"device": next(iter(block.parameters()), torch.empty(0)).device}
+    if isinstance(block, nn.Linear) and block.in_features % width == 0:
+        positions = block.in_features // width
+        return nn.Linear((width + extra) * positions, block.out_features, bias=block.bias is not None, **device)
+    if isinstance(block, (nn.Conv1d, nn.Conv2d)) and block.groups == 1:
+        wide = copy.deepcopy(block)
+        wide.in_channels += extra
+        wide.weight = nn.Parameter(torch.empty(block.out_channels, width + extra, *block.kernel_size, **device))
+        wide.reset_parameters()
+        return wide
+    if isinstance(block, Recurrent):
+        return Recurrent(width + extra, block.hidden, cell=block.cell, bidirectional=block.back is not None).to(
+            **device
+        )
+    raise InputError(
+        f"a level of JointManyTask begins with {block}, which cannot be made to read the input and the labels below; "
+        "begin it with a linear layer, a convolution or a Recurrent"
+    )
