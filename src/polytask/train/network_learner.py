@@ -42,10 +42,13 @@ class NetworkLearner:
     ----------
     widths
         Width of each hidden layer, as text: ``"64-64"``; ``""`` is a linear model.
+    channels
+        Channels of each convolutional stage before the hidden layers, as text; images only. Every stage
+        halves height and width.
     dropout
         Share of hidden units dropped while training.
     norm
-        ``"layer"``, ``"batch"`` or ``"none"``.
+        ``"layer"`` (tables), ``"group"`` (images), ``"batch"`` or ``"none"``.
     activation
         ``"relu"``, ``"gelu"``, ``"silu"``, ``"tanh"``, ``"elu"`` or ``"leaky_relu"``.
     learning_rate, weight_decay, batch_size, max_epochs, patience, clip, schedule, device
@@ -53,6 +56,7 @@ class NetworkLearner:
     """
 
     widths: str = "64-64"
+    channels: str = "16-32-64"
     dropout: float = 0.0
     norm: str = "none"
     activation: str = "relu"
@@ -71,6 +75,7 @@ class NetworkLearner:
 
     def __post_init__(self) -> None:
         self._layers()
+        _sizes("channels", self.channels)
         self._settings()
 
     @classmethod
@@ -136,10 +141,7 @@ class NetworkLearner:
         return network, description
 
     def _layers(self) -> list[int]:
-        parts = [part for part in str(self.widths).split("-") if part]
-        if not all(part.isdecimal() and int(part) > 0 for part in parts):
-            raise InputError(f'widths is "{self.widths}"; give the widths of the hidden layers, such as "64-64"')
-        return [int(part) for part in parts]
+        return _sizes("widths", self.widths)
 
     def _settings(self) -> TrainSettings:
         return TrainSettings(
@@ -154,9 +156,11 @@ class NetworkLearner:
         )
 
     def _description(self, data: TaskData) -> dict[str, Any]:
+        inputs = inputs_of(data)
         return {
             "network": self.network,
-            **inputs_of(data),
+            **inputs,
+            **({"channels": _sizes("channels", self.channels)} if "image" in inputs else {}),
             "widths": self._layers(),
             "dropout": float(self.dropout),
             "norm": None if self.norm == "none" else self.norm,
@@ -195,6 +199,14 @@ class SharingLearner(NetworkLearner):
 
     def _balancer(self, tasks: tuple[Task, ...], seed: int) -> Balancer:
         return make_balancer(self.balancer, tasks, reduction=self.reduction, seed=seed)
+
+
+def _sizes(name: str, text: str) -> list[int]:
+    """Return the sizes of layers that a text such as ``"64-64"`` names."""
+    parts = [part for part in str(text).split("-") if part]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f'{name} is "{text}"; give the size of each layer, such as "64-64"')
+    return [int(part) for part in parts]
 
 
 def start_at_constants(network: SharingNetwork, train: TaskData) -> None:
