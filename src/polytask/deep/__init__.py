@@ -14,6 +14,9 @@ from polytask.deep.encoders import TensorInput as TensorInput
 from polytask.deep.encoders import TokenInput as TokenInput
 from polytask.deep.encoders import bilstm as bilstm
 from polytask.deep.encoders import convnet as convnet
+from polytask.deep.encoders import from_hugging_face as from_hugging_face
+from polytask.deep.encoders import from_sequential as from_sequential
+from polytask.deep.encoders import from_timm as from_timm
 from polytask.deep.encoders import mlp as mlp
 from polytask.deep.encoders import pooled as pooled
 from polytask.deep.encoders import resnet as resnet
@@ -27,6 +30,7 @@ from polytask.deep.heads import MultiTaskLoss as MultiTaskLoss
 from polytask.deep.joint_many import JointManyTask as JointManyTask
 from polytask.deep.low_supervision import LowSupervision as LowSupervision
 from polytask.deep.relationship import RelationshipNetwork as RelationshipNetwork
+from polytask.deep.routing import LearnedBranching as LearnedBranching
 from polytask.deep.single import SingleTask as SingleTask
 from polytask.deep.sluice import Sluice as Sluice
 from polytask.deep.soft import SoftSharing as SoftSharing

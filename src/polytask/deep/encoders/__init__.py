@@ -1,5 +1,8 @@
 """Encoders: named stages between which sharing may happen."""
 
+from polytask.deep.encoders.adapters import from_hugging_face as from_hugging_face
+from polytask.deep.encoders.adapters import from_sequential as from_sequential
+from polytask.deep.encoders.adapters import from_timm as from_timm
 from polytask.deep.encoders.base import BranchedEncoder as BranchedEncoder
 from polytask.deep.encoders.base import Encoder as Encoder
 from polytask.deep.encoders.base import pooled as pooled

@@ -91,14 +91,18 @@ class Encoder(nn.Module):
         """Names of the stages in order."""
         return tuple(self.stages)
 
+    def outputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the output of every stage, by name."""
+        x: Mapping[str, Tensor] | Tensor = inputs
+        found = {}
+        for name, stage in self.stages.items():
+            x = found[name] = stage(_with_length(x, inputs.get("length")) if _reads_length(stage) else x)
+        return found
+
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return features ``(B, n_features)``."""
-        x: Mapping[str, Tensor] | Tensor = inputs
-        length = inputs.get("length")
-        for stage in self.stages.values():
-            x = stage(_with_length(x, length) if _reads_length(stage) else x)
-        assert isinstance(x, Tensor)
-        return pooled(x, self.channel_axis, length=length)
+        last = list(self.outputs(inputs).values())[-1]
+        return pooled(last, self.channel_axis, length=inputs.get("length"))
 
 
 def _reads_length(stage: nn.Module) -> bool:

@@ -66,34 +66,34 @@ class Templated(Stacked):
         return {name: pick(tensor, only) for name, tensor in (*self.named_parameters(), *self.named_buffers())}
 
     def called(self, state: dict[str, Tensor], x: Input) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the output of one branch and its buffers afterwards."""
+        """Return the output of one branch, and the buffers to which forward gave a new tensor."""
+        given = dict(state)
         y = functional_call(self._template[0], state, (x,))
         if not isinstance(y, Tensor):
             raise InputError(
                 f"{type(self._template[0]).__name__} returns a {type(y).__name__}; a block of Branches returns one "
                 "tensor (wrap it in a module that picks it)"
             )
-        return y, {name: state[name] for name, _ in self.named_buffers()} if self.training else {}
+        return y, {name: state[name] for name, _ in self.named_buffers() if state[name] is not given[name]}
 
     @torch.no_grad()
-    def remember(self, buffers: Mapping[str, Tensor], only: Tensor | None) -> None:
-        """Keep the buffers ``(n, …)`` that forward left."""
-        for name, value in buffers.items():
-            kept = self.get_buffer(name)
-            if only is not None:
-                kept[only] = value.to(kept.dtype)
-            elif value is not kept:
-                kept.copy_(value)
+    def remember(self, state: Mapping[str, Tensor], changed: Mapping[str, Tensor], only: Tensor | None) -> None:
+        """Keep what forward made of the buffers: written into ``state``, copies where picked, or new tensors."""
+        for name, kept in self.named_buffers():
+            if only is not None and self.training:
+                kept[only] = changed.get(name, state[name]).to(kept.dtype)
+            elif name in changed:
+                kept.copy_(changed[name])
 
     def each(self, x: Input, own: bool, only: Tensor | None) -> Tensor:
         """Return the outputs ``(n, B, …)``, one branch after the other."""
         state, outputs, buffers = self.state(only), [], []
         for place in range(self.asked(only)):
             slices = {name: tensor[place] for name, tensor in state.items()}
-            y, after = self.called(slices, _slice(x, own, place))
+            y, changed = self.called(slices, _slice(x, own, place))
             outputs.append(y)
-            buffers.append(after)
-        self.remember({name: torch.stack([after[name] for after in buffers]) for name in buffers[0]}, only)
+            buffers.append(changed)
+        self.remember(state, {name: torch.stack([changed[name] for changed in buffers]) for name in buffers[0]}, only)
         return torch.stack(outputs)
 
 
@@ -103,15 +103,14 @@ class Vmapped(Templated):
     def forward(self, x: Input, own: bool, only: Tensor | None) -> tuple[Tensor, bool]:
         if self.asked(only) == 1:
             return self.each(x, own, only), True
-        places = (
-            {name: 0 if _has_branches(name, tensor, own) else None for name, tensor in x.items()}
-            if isinstance(x, Mapping)
-            else (0 if own else None)
-        )
+        places: Any = 0 if own else None
+        if isinstance(x, Mapping):
+            places = {name: 0 if _has_branches(name, tensor, own) else None for name, tensor in x.items()}
+        state = self.state(only)
         run = torch.vmap(self.called, in_dims=(0, places), randomness="different")
         try:
             with _batchable_attention():
-                y, buffers = run(self.state(only), x)
+                y, changed = run(state, x)
         except RuntimeError as error:
             if not any(word in str(error) for word in ("vmap", "atching rule")):
                 raise
@@ -120,7 +119,7 @@ class Vmapped(Templated):
                 f"Branches cannot batch {name} over branches ({_first_line(error)}); keep values out of its control "
                 f"flow, or let it run branch by branch: polytask.deep.branches.STACKS[{name}] = Looped"
             ) from error
-        self.remember(buffers, only)
+        self.remember(state, changed, only)
         return y, True
 
 
