@@ -10,7 +10,7 @@ from torch import nn
 from polytask.core.errors import InputError
 from polytask.core.task import Binary, Multiclass, Regression
 from polytask.deep import Encoder, HardSharing, MultiTaskLoss, RelationshipNetwork, TensorInput
-from polytask.deep.relationship import LayerPrior, authors_precision
+from polytask.deep.relationship import LayerPrior, LayerRule, authors_precision
 from polytask.deep.tensor_normal import quadratic_form
 
 ROWS = 9
@@ -346,8 +346,29 @@ def test_every_stage_may_be_the_tasks_own():
 def test_one_output_per_task_leaves_that_axis_out_of_the_prior():
     tasks = (Regression("a"), Binary("b", classes=("no", "yes")), Regression("c"))
     assert related(tasks).covariances()["heads"][2] is None
-    assert LayerPrior((3, 4, 1), mode="stable", cov="ml", forms=(9, "diagonal"), eps=1e-3, damping=0.9).shape == (
+    assert LayerPrior((3, 4, 1), LayerRule()).shape == (
         3,
         4,
         1,
     )
+
+
+def test_one_layers_weights_are_not_made_to_explain_more_covariances_than_they_can_tell_apart():
+    """Heads of one output are a matrix: with two full covariances, as in the paper, the inputs' explains everything."""
+    tasks = tuple(Regression(f"t{t}") for t in range(3))
+    planted = torch.tensor([[1.0, 0.9, -0.8], [0.9, 1.0, -0.7], [-0.8, -0.7, 1.0]]).double()
+    draws = torch.randn(3, 60, generator=torch.Generator().manual_seed(0)).double()
+    W = (torch.linalg.cholesky(planted) @ draws)[:, :, None]
+    shown = {}
+    for mode in ("stable", "paper"):
+        network = related(tasks, own_stages=(), widths=(8, 60), mode=mode, **EAGER)
+        network.coupled()["heads"].data = W.clone()
+        for _ in range(5):
+            network.refresh()
+        shown[mode] = network.relations()["heads tasks"].values
+    assert shown["stable"] == pytest.approx(planted.numpy(), abs=0.15)
+    assert abs(shown["paper"][0, 1]) < 0.1
+    sides = related(FOUR, widths=(40, 30)).covariances()["layer2"]
+    assert [one.dim() for one in sides] == [2, 2, 2]
+    sides = related(FOUR, widths=(200, 30)).covariances()["layer2"]
+    assert [one.dim() for one in sides] == [2, 1, 2]

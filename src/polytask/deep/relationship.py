@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -85,7 +86,9 @@ class RelationshipNetwork(SharingNetwork):
     modes
         ``"all"`` or ``"tasks"``: learn every covariance of a layer or only that between tasks.
     largest, large
-        Covariances of inputs or outputs of more than ``largest`` units are ``"diagonal"`` or the ``"identity"``.
+        Covariances of inputs or outputs of more than ``largest`` units are ``"diagonal"`` or the ``"identity"``; in
+        mode "stable" so are those of which there are too few weights: fewer than two per unit and unit, or a layer
+        with a single output or input.
     eps
         Added to the eigenvalues of covariances, above 0.
     damping
@@ -139,12 +142,9 @@ class RelationshipNetwork(SharingNetwork):
             )
         self.heads = Heads(tasks, encoder.n_features, seed=seed)
         self._paths = self._find_weights(heads)
-        forms = None if modes == "tasks" or mode == "authors" else (largest, large)
+        rule = LayerRule(mode, cov, "tasks" if mode == "authors" else modes, largest, large, eps, damping)
         self.priors = nn.ModuleDict(
-            {
-                key(name): LayerPrior(weight.shape, mode=mode, cov=cov, forms=forms, eps=eps, damping=damping)
-                for name, weight in self.coupled().items()
-            }
+            {key(name): LayerPrior(weight.shape, rule) for name, weight in self.coupled().items()}
         )
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -272,6 +272,19 @@ class RelationshipNetwork(SharingNetwork):
         return tuple(f"{axis[:-1]} {number}" for number in range(1, size + 1))
 
 
+@dataclass(frozen=True)
+class LayerRule:
+    """How covariances are learned; the fields are those of :class:`RelationshipNetwork`."""
+
+    mode: Mode = "stable"
+    cov: Literal["ml", "mtrl"] = "ml"
+    modes: Literal["all", "tasks"] = "all"
+    largest: int = 256
+    large: Literal["diagonal", "identity"] = "diagonal"
+    eps: float = 1e-3
+    damping: float = 0.9
+
+
 class LayerPrior(nn.Module):
     """The prior of one layer's stacked weights ``(T, …)``: covariances and their inverses, as buffers.
 
@@ -279,27 +292,16 @@ class LayerPrior(nn.Module):
     ----------
     shape
         Shape of the stacked weights; the axes of a convolution's kernel count as one mode.
-    mode, cov, eps, damping
-        As in :class:`RelationshipNetwork`.
-    forms
-        (largest, large): how the covariances of inputs and outputs are kept; None: as identities.
+    rule
+        How the covariances are learned.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        *,
-        mode: Mode,
-        cov: Literal["ml", "mtrl"],
-        forms: tuple[int, Literal["diagonal", "identity"]] | None,
-        eps: float,
-        damping: float,
-    ) -> None:
+    def __init__(self, shape: Sequence[int], rule: LayerRule) -> None:
         super().__init__()
-        self.mode, self.cov, self.eps, self.damping = mode, cov, eps, damping
+        self.rule = rule
         self.shape = tuple(shape) if len(shape) <= 4 else (*shape[:3], math.prod(shape[3:]))
-        for number, size in enumerate(self.shape):
-            start = torch.eye(size) if number == 0 else _start(size, forms)
+        for number in range(len(self.shape)):
+            start = _start(self.shape, number, rule)
             self.register_buffer(f"covariance{number}", start)
             self.register_buffer(f"precision{number}", None if start is None else start.clone())
 
@@ -314,7 +316,7 @@ class LayerPrior(nn.Module):
     @property
     def scale(self) -> float:
         """Factor on half the quadratic form."""
-        return {"stable": 1 / math.prod(self.shape), "paper": 1.0, "authors": 2.0}[self.mode]
+        return {"stable": 1 / math.prod(self.shape), "paper": 1.0, "authors": 2.0}[self.rule.mode]
 
     def value(self, weight: Tensor) -> Tensor:
         """Return the scaled quadratic form."""
@@ -337,14 +339,15 @@ class LayerPrior(nn.Module):
         W = weight.detach().view(self.shape).double()
         if not 0 < float(W.abs().max()) < math.inf:
             return
-        if self.mode == "authors":
+        rule = self.rule
+        if rule.mode == "authors":
             self._store(*_authors_update(W))
             return
         old = [None if one is None else one.double() for one in self.covariances()]
-        new = flip_flop(W, old, eps=self.eps, relative=self.mode == "stable", roots=self.cov == "mtrl")
-        if self.mode == "stable":
+        new = flip_flop(W, old, eps=rule.eps, relative=rule.mode == "stable", roots=rule.cov == "mtrl")
+        if rule.mode == "stable":
             new = [
-                fresh if kept is None or fresh is None else fresh.lerp(kept, self.damping)
+                fresh if kept is None or fresh is None else fresh.lerp(kept, rule.damping)
                 for kept, fresh in zip(old, mean_one(new), strict=True)
             ]
         self._store(new, [inverse(one) for one in new])
@@ -375,14 +378,28 @@ def _authors_update(W: Tensor) -> tuple[Covariances, Covariances]:
     return [raw, *nothing], [authors_precision(raw), *nothing]
 
 
-def _start(size: int, forms: tuple[int, Literal["diagonal", "identity"]] | None) -> Tensor | None:
-    """Return the first covariance of inputs or outputs; a lone unit has only a scale, and that is the tasks'."""
-    if forms is None or size == 1:
-        return None
-    largest, large = forms
-    if size <= largest:
+def _start(shape: Sequence[int], number: int, rule: LayerRule) -> Tensor | None:
+    """Return the first covariance of one mode; None: the identity, for good.
+
+    A lone unit has only a scale, and that is the tasks'.
+    """
+    size = shape[number]
+    if number == 0:
         return torch.eye(size)
-    return torch.ones(size) if large == "diagonal" else None
+    if rule.modes == "tasks" or size == 1:
+        return None
+    if size <= rule.largest and (rule.mode != "stable" or _identified(shape, size)):
+        return torch.eye(size)
+    return torch.ones(size) if rule.large == "diagonal" else None
+
+
+def _identified(shape: Sequence[int], size: int) -> bool:
+    """Return whether one layer's weights can tell a full covariance of ``size`` units from those of the other modes.
+
+    The weights are a single observation. A covariance of about as many units as each has weights makes any weights
+    white, and of a matrix (tasks and one other mode) either covariance explains everything.
+    """
+    return sum(side > 1 for side in shape) > 2 and 2 * size <= math.prod(shape) // size
 
 
 def _below(names: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:

@@ -13,3 +13,5 @@ from polytask.train.loop import Fitted as Fitted
 from polytask.train.loop import TrainSettings as TrainSettings
 from polytask.train.loop import fit as fit
 from polytask.train.model import NetworkModel as NetworkModel
+from polytask.train.relationship_learners import RelationshipNetworkLearner as RelationshipNetworkLearner
+from polytask.train.relationship_learners import TensorFactorisationLearner as TensorFactorisationLearner

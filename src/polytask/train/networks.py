@@ -15,8 +15,10 @@ from polytask.deep.base import SharingNetwork
 from polytask.deep.encoders import Encoder, convnet, mlp
 from polytask.deep.experts import PLE, DSelectK, MMoE
 from polytask.deep.hard import HardSharing
+from polytask.deep.relationship import RelationshipNetwork
 from polytask.deep.single import SingleTask
 from polytask.deep.soft import SoftSharing
+from polytask.deep.tensor_factor import TensorFactorisation
 
 Tasks = tuple[Task, ...]
 Description = Mapping[str, Any]
@@ -114,10 +116,37 @@ def _mtan(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -
     return MTAN(tasks, encoder, reduction=int(description["reduction"]), seed=seed)
 
 
+def _relationship(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    own = int(description["own_layers"])
+    return RelationshipNetwork(
+        tasks,
+        encoder,
+        strength=float(description["strength"]),
+        own_stages=encoder.names[len(encoder.names) - own :],
+        mode=description["mode"],
+        cov=description["cov"],
+        refresh_every=int(description["refresh_every"]),
+        seed=seed,
+    )
+
+
+def _tensor_factorisation(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    return TensorFactorisation(
+        tasks,
+        encoder,
+        ranks=description["ranks"] if len(tasks) > 1 else 1,
+        form=description["form"],
+        weight_decay=float(description["weight_decay"]),
+        seed=seed,
+    )
+
+
 NETWORKS: dict[str, Builder] = {
     "single-task": _single_task,
     "hard-sharing": _hard_sharing,
     "soft-sharing": _soft_sharing,
+    "relationship-network": _relationship,
+    "tensor-factorisation": _tensor_factorisation,
     "mmoe": _mmoe,
     "dselect-k": _dselect_k,
     "ple": _ple,
