@@ -12,15 +12,18 @@ from polytask.deep import (
     MTAN,
     PLE,
     AdaptiveSharing,
+    CrossStitch,
     DSelectK,
     HardSharing,
     JointManyTask,
+    LearnedBranching,
     LowSupervision,
     MMoE,
     OMoE,
     RelationshipNetwork,
     SharingNetwork,
     SingleTask,
+    Sluice,
     SoftSharing,
     TensorFactorisation,
     mlp,
@@ -81,6 +84,14 @@ NETWORKS: dict[str, Callable[..., SharingNetwork]] = {
     "soft, pairwise gradient": lambda tasks, encoder, **o: SoftSharing(
         tasks, encoder, strength=0.3, form="pairwise", update="gradient", **o
     ),
+    "cross-stitch": CrossStitch,
+    "cross-stitch, channels": lambda tasks, encoder, **o: CrossStitch(
+        tasks, encoder, granularity="channel", identical=False, **o
+    ),
+    "sluice": lambda tasks, encoder, **o: Sluice(tasks, encoder, orthogonality=0.1, **o),
+    "sluice, activations": lambda tasks, encoder, **o: Sluice(
+        tasks, encoder, orthogonality=0.1, on="activations", identical=False, **o
+    ),
     "relationship": lambda tasks, encoder, **o: RelationshipNetwork(tasks, encoder, refresh_every=2, **o),
     "tensor factorisation, laf": lambda tasks, encoder, **o: TensorFactorisation(
         tasks, encoder, ranks=3, form="laf", **o
@@ -95,6 +106,7 @@ NETWORKS: dict[str, Callable[..., SharingNetwork]] = {
     "adaptive, grown": lambda tasks, encoder, **o: AdaptiveSharing(tasks, encoder, tree=tree(len(tasks)), **o),
     "low supervision": lambda tasks, encoder, **o: LowSupervision(tasks, encoder, levels=levels(tasks), **o),
     "joint many-task": lambda tasks, encoder, **o: JointManyTask(tasks, encoder, levels=levels(tasks), **o),
+    "learned branching": lambda tasks, encoder, **o: LearnedBranching(tasks, encoder, noise=False, **o),
     "mmoe": MMoE,
     "mmoe, one expert": lambda tasks, encoder, **o: MMoE(tasks, encoder, n_experts=1, **o),
     "mmoe, towers": lambda tasks, encoder, **o: MMoE(tasks, encoder, towers=(5,), **o),
