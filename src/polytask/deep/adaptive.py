@@ -29,9 +29,9 @@ from polytask.core.task import Task
 from polytask.deep.base import HeldOut, Origins, SharingNetwork
 from polytask.deep.branches import Branches
 from polytask.deep.branching import Labels, best_grouping, branch_affinity, margins, numbered, task_affinity
-from polytask.deep.encoders import BranchedEncoder, Encoder, pooled
+from polytask.deep.encoders import BranchedEncoder, Encoder
 from polytask.deep.heads import Heads
-from polytask.deep.rows import Input, all_joined, joined, parted, taken
+from polytask.deep.routes import tree_scores
 from polytask.deep.tree import Step, Tree, check_tree, plan, refines, tree_relation
 
 _POOLING = (
@@ -109,70 +109,12 @@ class AdaptiveSharing(SharingNetwork):
         self, inputs: Mapping[str, Tensor], own_rows: bool = False, *, only: Sequence[int] | None = None
     ) -> Tensor:
         asked = tuple(range(len(self.tasks))) if only is None else tuple(only)
-        steps = self._plan(asked)
-        chosen = None if only is None else torch.tensor(only, device=self.tree.device)
-        if own_rows:
-            features = self._own_features(inputs, steps)
-            scores: Tensor = self.heads(features, own=True, only=chosen)
-            return scores
-        features = self._shared_features(inputs, steps)
-        if len(features) == 1:
-            scores = self.heads(features[0], only=chosen)
-        else:
-            scores = self.heads(taken(features, steps[-1].place), own=True, only=chosen)
-        return scores
+        return tree_scores(self.trunk, self.heads, self._plan(asked), inputs, own_rows, only)
 
     def _plan(self, asked: tuple[int, ...]) -> list[Step]:
         if asked not in self._plans:
             self._plans[asked] = plan(self.tree.cpu().numpy(), asked)
         return self._plans[asked]
-
-    def _shared_features(self, inputs: Mapping[str, Tensor], steps: list[Step]) -> Tensor:
-        """Return the features of the branches that run, ``(k, B, n_features)``, from rows that all tasks read."""
-        x: Input = inputs
-        own, length = False, inputs.get("length")
-        for name, step in zip(self.trunk.names, steps, strict=True):
-            if own and isinstance(x, Tensor):
-                x, own = (x[0], False) if len(x) == 1 else (taken(x, step.parents), True)
-            x, own = self.trunk.run_stage(name, x, own, self._only(name, step.branches), length=length)
-        assert isinstance(x, Tensor)
-        features = pooled(x, self.trunk.channel_axis, own, length=length)
-        return features if own else features[None]
-
-    def _own_features(self, inputs: Mapping[str, Tensor], steps: list[Step]) -> Tensor:
-        """Return features ``(T', B, n_features)`` of each task's own rows.
-
-        A branch sees the rows of its tasks together; branches with equally many tasks run as one.
-        """
-        x: Input = inputs
-        length = inputs.get("length")
-        for name, step in zip(self.trunk.names, steps, strict=True):
-            x = self._own_stage(name, x, step, length)
-        assert isinstance(x, Tensor)
-        return pooled(x, self.trunk.channel_axis, True, length=length)
-
-    def _own_stage(self, name: str, x: Input, step: Step, length: Tensor | None) -> Tensor:
-        place = np.array(step.place)
-        sizes = np.bincount(place)
-        outputs, order = [], []
-        for size in np.unique(sizes):
-            members = [np.flatnonzero(place == branch) for branch in np.flatnonzero(sizes == size)]
-            flat = np.concatenate(members).tolist()
-            shape = (len(members), int(size))
-            branches = tuple(step.branches[place[one[0]]] for one in members)
-            lengths = None if length is None else joined(length, flat, shape)
-            y, own = self.trunk.run_stage(
-                name, all_joined(x, flat, shape), True, self._only(name, branches), length=lengths
-            )
-            assert own
-            outputs.append(parted(y, len(flat), y.shape[1] // shape[1]))
-            order += flat
-        return taken(outputs[0] if len(outputs) == 1 else torch.cat(outputs), np.argsort(order).tolist())
-
-    def _only(self, name: str, branches: tuple[int, ...]) -> Tensor | None:
-        if branches == tuple(range(self._branches(name).n)):
-            return None
-        return torch.tensor(branches, device=self.tree.device)
 
     def _branches(self, name: str) -> Branches:
         branches = self.trunk.stages[name]
