@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from polytask.core.errors import InputError
-from polytask.deep import Branches, Recurrent, Residual, TableInput
+from polytask.deep import Branches, Looped, Recurrent, Residual, TableInput, padded
+from polytask.deep.branches import STACKS
 
 N, ROWS = 3, 7
 
@@ -49,6 +50,13 @@ class Attention(nn.Module):
 
     def forward(self, x):
         return self.attention(x, x, x, need_weights=False)[0]
+
+
+class Picky(nn.Module):
+    """A kind without a form of its own."""
+
+    def forward(self, x):
+        return torch.cumsum(x, -1)
 
 
 def residual():
@@ -183,6 +191,19 @@ def test_branches_of_a_table_input_embed_with_their_own_tables(own):
         assert branches.copy(k).n_features == module.n_features == y.shape[-1]
 
 
+def test_the_padding_row_of_an_embedding_gets_no_gradient():
+    plain = [scrambled(nn.Embedding(5, 2, padding_idx=1), seed) for seed in range(N)]
+    branches = Branches.from_modules(plain)
+    codes = torch.tensor([[0, 1, 4], [1, 1, 2]])
+    y = branches(codes)
+    y.square().sum().backward()
+    for k, module in enumerate(plain):
+        module(codes).square().sum().backward()
+        torch.testing.assert_close(y[k], module(codes), rtol=0, atol=0)
+        torch.testing.assert_close(branches.weights["weight"].grad[k], module.weight.grad, rtol=0, atol=1e-12)
+        assert branches.copy(k).padding_idx == 1
+
+
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_only_computes_the_branches_asked_for_and_leaves_the_others_alone(kind):
     branches = Branches.from_modules([scrambled(BLOCKS[kind][0](), seed) for seed in range(N)])
@@ -212,6 +233,117 @@ def test_dropout_masks_differ_between_branches(own):
     y = branches(torch.ones(2, 500) if own else torch.ones(500), own)
     assert not torch.equal(y[0], y[1])
     assert branches.eval()(torch.ones(5)).equal(torch.ones(2, 5))
+
+
+@pytest.mark.parametrize(
+    "block", [nn.Dropout2d(0.5), nn.Sequential(Picky(), nn.Dropout(0.5)), nn.Dropout(0.5, inplace=True)]
+)
+def test_masks_of_other_blocks_differ_between_branches_too(block):
+    y = Branches(block, 2)(torch.ones(40, 6, 2, 2))
+    assert not y[0].equal(y[1])
+
+
+def test_rows_of_branches_padded_to_one_length_keep_their_values_and_gradients():
+    plain = [scrambled(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), seed) for seed in range(N)]
+    branches = Branches.from_modules(plain)
+    rows = [table(count, seed=count)["numeric"].requires_grad_() for count in (4, 1, 6)]
+    x, present = padded(rows)
+    assert present.sum(1).tolist() == [4, 1, 6]
+    y = branches(x, own=True)
+    (y.square() * present.unsqueeze(-1)).sum().backward()
+    for k, module in enumerate(plain):
+        alone = rows[k].detach().clone().requires_grad_()
+        module(alone).square().sum().backward()
+        torch.testing.assert_close(y[k, : len(alone)], module(alone), rtol=0, atol=1e-12)
+        torch.testing.assert_close(rows[k].grad, alone.grad, rtol=0, atol=1e-12)
+        torch.testing.assert_close(branches.weights["1.weight"].grad[k], module[1].weight.grad, rtol=0, atol=1e-12)
+
+
+class Looking(nn.Module):
+    """A kind whose forward looks at values."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+        return self.linear(x) if x.sum() > 0 else x
+
+
+def test_a_block_that_looks_at_values_is_refused_by_the_first_call_and_may_loop(monkeypatch):
+    with pytest.raises(InputError, match=r"cannot batch Looking.*STACKS\[Looking\] = Looped"):
+        Branches(Looking(), 2)(torch.ones(2, 5, 3), own=True)
+    assert Branches(Looking(), 1)(torch.ones(5, 3)).shape == (1, 5, 3)
+    monkeypatch.setitem(STACKS, Looking, Looped)
+    plain = [scrambled(Looking(), seed) for seed in range(N)]
+    branches = Branches.from_modules(plain)
+    x = torch.stack([table(ROWS)["numeric"].abs(), -table(ROWS)["numeric"].abs(), table(ROWS)["numeric"].abs()])
+    y = branches(x, own=True)
+    y.square().sum().backward()
+    assert y[1].equal(x[1])
+    for k, module in enumerate(plain):
+        module(x[k]).square().sum().backward() if k != 1 else None
+        torch.testing.assert_close(y[k], module(x[k]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        branches.weights["linear.weight"].grad[0], plain[0].linear.weight.grad, rtol=0, atol=1e-12
+    )
+    branches(x[:2], own=True, only=torch.tensor([2, 0]))
+    assert branches.stack.calls.tolist() == [2, 1, 2]
+
+
+def test_a_block_that_returns_several_tensors_is_refused():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(InputError, match="Pair returns a tuple"):
+        Branches(Pair(), 2)(torch.ones(5, 3))
+
+
+def test_errors_that_are_not_about_batching_stay_what_they_are():
+    class Wrong(nn.Module):
+        def forward(self, x):
+            return x.view(7)
+
+    with pytest.raises(RuntimeError, match="shape"):
+        Branches(Wrong(), 2)(torch.ones(5, 3))
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution", "batch norm", "own statistics", "LSTM", "slopes of units"])
+def test_frozen_weights_stay_frozen(kind):
+    block = scrambled(BLOCKS[kind][0](), 0).requires_grad_(False)
+    branches = Branches(block, 2)
+    assert not any(weight.requires_grad for weight in branches.parameters())
+    assert not any(weight.requires_grad for weight in branches.copy(1).parameters())
+
+
+def test_weights_of_any_module_keep_their_names():
+    assert set(Branches(Basic(), 2).weights) == {name for name, _ in Basic().named_parameters()}
+    assert set(Branches(Basic(), 2).stack.state_dict()) == set(Basic().state_dict())
+
+
+def test_many_convolutions_are_computed_in_parts_with_the_same_result(monkeypatch):
+    branches = Branches(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)), 5, seed=1).double()
+    whole = copy.deepcopy(branches)
+    x = example("convolution", 5, ROWS)
+    expected = whole(x, own=True)
+    expected.square().sum().backward()
+    monkeypatch.setattr("polytask.deep.branches._BYTES", 2 * ROWS * 30 * 4 * 8)
+    calls = []
+    branches.stack.register_forward_hook(lambda *_: calls.append(1))
+    y = branches(x, own=True)
+    y.square().sum().backward()
+    assert len(calls) == 3
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    for name, weight in branches.weights.items():
+        torch.testing.assert_close(weight.grad, whole.weights[name].grad, rtol=0, atol=1e-12)
+    for name, value in branches.state_dict().items():
+        torch.testing.assert_close(value, whole.state_dict()[name], rtol=0, atol=1e-12)
+    some = branches.eval()(x[:3], own=True, only=torch.tensor([4, 0, 1]))
+    torch.testing.assert_close(some, whole.eval()(x[:3], own=True, only=torch.tensor([4, 0, 1])), rtol=0, atol=1e-12)
 
 
 def test_branch_zero_keeps_the_blocks_weights_and_others_are_drawn_anew():
@@ -267,6 +399,8 @@ def test_state_round_trip_gives_the_same_outputs():
         (lambda: Branches(nn.Embedding(3, 2, max_norm=1.0), 2), "max_norm"),
         (lambda: Branches(nn.Linear(3, 4), 0), "n is 0"),
         (lambda: Branches.from_modules([]), "modules is empty"),
+        (lambda: padded([]), "rows is empty"),
+        (lambda: padded([torch.zeros(2, 3), torch.zeros(2, 4)]), "only the first axis"),
         (lambda: Branches.from_modules([nn.Linear(3, 4), nn.Linear(3, 5)]), "equally built"),
         (lambda: Branches(nn.Linear(3, 4), 2).copy(2), "branch is 2"),
         (lambda: Branches(nn.BatchNorm1d(3), 2)(torch.zeros(5, 3, 2, 2)), r"\(B, features\)"),

@@ -107,10 +107,12 @@ class Vmapped(Templated):
         if isinstance(x, Mapping):
             places = {name: 0 if _has_branches(name, tensor, own) else None for name, tensor in x.items()}
         state = self.state(only)
-        run = torch.vmap(self.called, in_dims=(0, places), randomness="different")
+        # the numbers are there for modules without state on a shared input: something must have a branch axis
+        numbers = torch.arange(self.asked(only))
+        run = torch.vmap(lambda _, state, x: self.called(state, x), in_dims=(0, 0, places), randomness="different")
         try:
             with _batchable_attention():
-                y, changed = run(state, x)
+                y, changed = run(numbers, state, x)
         except RuntimeError as error:
             if not any(word in str(error) for word in ("vmap", "atching rule")):
                 raise
