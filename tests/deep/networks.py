@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from polytask.deep import (
     Sluice,
     SoftSharing,
     TensorFactorisation,
+    TraceNormSharing,
     mlp,
 )
 
@@ -83,6 +85,16 @@ NETWORKS: dict[str, Callable[..., SharingNetwork]] = {
     "soft": lambda tasks, encoder, **o: SoftSharing(tasks, encoder, strength=0.3, **o),
     "soft, pairwise gradient": lambda tasks, encoder, **o: SoftSharing(
         tasks, encoder, strength=0.3, form="pairwise", update="gradient", **o
+    ),
+    "soft, graph": lambda tasks, encoder, **o: SoftSharing(
+        tasks, encoder, strength=0.3, form="graph", graph=np.ones((len(tasks), len(tasks))), **o
+    ),
+    "soft, anchor": lambda tasks, encoder, **o: SoftSharing(
+        tasks, encoder, strength=0.3, form="anchor", anchor=tasks[0].name, **o
+    ),
+    "trace norm": lambda tasks, encoder, **o: TraceNormSharing(tasks, encoder, strength=0.1, **o),
+    "trace norm, tucker gradient": lambda tasks, encoder, **o: TraceNormSharing(
+        tasks, encoder, strength=0.1, form="tucker", update="gradient", **o
     ),
     "cross-stitch": CrossStitch,
     "cross-stitch, channels": lambda tasks, encoder, **o: CrossStitch(

@@ -1,14 +1,35 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from tests.deep.networks import CARDINALITIES, MIXED, encoder, labels, table
 from tests.deep.test_networks import train
 
 from polytask.core.errors import InputError
-from polytask.deep import HardSharing, MultiTaskLoss, SingleTask, SoftSharing
+from polytask.deep import BranchedEncoder, HardSharing, MultiTaskLoss, SingleTask, SoftSharing
 
 ROWS = 9
+
+
+T = len(MIXED)
+GRAPH = np.array(
+    [
+        [9.0, 1.0, 0.5, 0.0, 0.0],
+        [1.0, 0.0, 2.0, 0.0, 0.0],
+        [0.5, 2.0, 0.0, 0.0, 0.0],
+        [0.0, 0.0, 0.0, 0.0, 3.0],
+        [0.0, 0.0, 0.0, 3.0, 0.0],
+    ]
+)
+"""Two groups of tasks: the first three, the last two."""
+FORMS = {
+    "mean": {},
+    "pairwise": {"form": "pairwise"},
+    "graph": {"form": "graph", "graph": GRAPH},
+    "anchor, a task": {"form": "anchor", "anchor": "type"},
+    "anchor, an encoder": {"form": "anchor", "anchor": encoder(cardinalities=CARDINALITIES, seed=5)},
+}
 
 
 def soft(strength=0.3, seed=0, **options):
@@ -24,21 +45,33 @@ def scattered(**options):
     return network
 
 
-def spread(network, form="mean"):
+def spread(network, kind="mean"):
     """The penalty written out in autograd, strength 1."""
     total = torch.zeros((), dtype=torch.float64)
-    for W in network.coupled().values():
-        if form == "mean":
+    for name, W in network.coupled().items():
+        if kind == "mean":
             total = total + sum((w - W.mean(0)).square().sum() for w in W)
+        elif kind.startswith("anchor"):
+            other = W[2].detach() if kind == "anchor, a task" else ANCHOR[name].double()
+            total = total + sum(
+                (w - other).square().sum() for t, w in enumerate(W) if t != 2 or kind != "anchor, a task"
+            )
         else:
-            total = total + sum((W[s] - W[t]).square().sum() for t in range(len(W)) for s in range(t))
+            pull = np.ones((T, T)) if kind == "pairwise" else GRAPH
+            total = total + sum(pull[s, t] * (W[s] - W[t]).square().sum() for t in range(len(W)) for s in range(t))
     return total
 
 
-@pytest.mark.parametrize("form", ["mean", "pairwise"])
-def test_the_penalty_is_its_formula(form):
-    network = scattered(strength=0.7, form=form)
-    assert network.penalty().item() == pytest.approx(0.7 * spread(network, form).item(), rel=1e-12)
+ANCHOR = {
+    name: weight[0].detach()
+    for name, weight in BranchedEncoder(FORMS["anchor, an encoder"]["anchor"], 1).weights().items()
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_the_penalty_is_its_formula(kind):
+    network = scattered(strength=0.7, **FORMS[kind])
+    assert network.penalty().item() == pytest.approx(0.7 * spread(network, kind).item(), rel=1e-12)
 
 
 def test_the_pairwise_penalty_is_tasks_times_the_penalty_to_the_mean():
@@ -47,28 +80,81 @@ def test_the_pairwise_penalty_is_tasks_times_the_penalty_to_the_mean():
     )
 
 
-@pytest.mark.parametrize("form", ["mean", "pairwise"])
-def test_the_closed_form_gradient_is_that_of_autograd(form):
-    network = scattered(strength=0.7, form=form, update="gradient")
+@pytest.mark.parametrize("kind", FORMS)
+def test_the_closed_form_gradient_is_that_of_autograd(kind):
+    network = scattered(strength=0.7, update="gradient", **FORMS[kind])
     network.penalty_gradient()
     coupled = network.coupled()
-    expected = torch.autograd.grad(0.7 * spread(network, form), list(coupled.values()))
+    expected = torch.autograd.grad(0.7 * spread(network, kind), list(coupled.values()))
     for weight, gradient in zip(coupled.values(), expected, strict=True):
         torch.testing.assert_close(weight.grad, gradient, rtol=0, atol=1e-11)
     network.penalty_gradient()
     torch.testing.assert_close(next(iter(coupled.values())).grad, 2 * expected[0], rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("form", ["mean", "pairwise"])
-def test_the_proximal_step_minimises_its_objective_and_keeps_the_mean(form):
-    before, after = scattered(strength=0.7, form=form), scattered(strength=0.7, form=form)
+@pytest.mark.parametrize("kind", FORMS)
+def test_the_proximal_step_minimises_its_objective(kind):
+    before, after = (scattered(strength=0.7, **FORMS[kind]) for _ in range(2))
     after.after_step(0.2)
     start, end = before.coupled(), after.coupled()
-    objective = 0.2 * 0.7 * spread(after, form) + 0.5 * sum((end[n] - start[n].detach()).square().sum() for n in end)
+    objective = 0.2 * 0.7 * spread(after, kind) + 0.5 * sum((end[n] - start[n].detach()).square().sum() for n in end)
     for gradient in torch.autograd.grad(objective, list(end.values())):
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-11)
-    for name, weight in end.items():
-        torch.testing.assert_close(weight.mean(0), start[name].mean(0), rtol=0, atol=1e-13)
+    if not kind.startswith("anchor"):
+        for name, weight in end.items():
+            torch.testing.assert_close(weight.mean(0), start[name].mean(0), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("kind", "graph"), [("pairwise", np.ones((T, T))), ("mean", np.full((T, T), 1 / T))])
+def test_a_complete_graph_is_the_pairwise_penalty_or_that_to_the_mean(kind, graph):
+    network, other = scattered(form="graph", graph=graph), scattered(**FORMS[kind])
+    assert network.penalty().item() == pytest.approx(other.penalty().item(), rel=1e-12)
+    for each in (network, other):
+        each.after_step(0.3)
+    for name, weight in network.coupled().items():
+        torch.testing.assert_close(weight, other.coupled()[name], rtol=0, atol=1e-12)
+
+
+def test_infinite_strength_ties_the_connected_tasks_of_a_graph():
+    before, after = scattered(), scattered(strength=1e12, **FORMS["graph"])
+    after.after_step(1.0)
+    for name, weight in after.coupled().items():
+        start = before.coupled()[name]
+        for group in ([0, 1, 2], [3, 4]):
+            expected = start[group].mean(0).expand(len(group), *start.shape[1:])
+            torch.testing.assert_close(weight[group], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("update", ["prox", "gradient"])
+def test_an_anchor_is_not_pulled_itself_and_infinite_strength_ties_the_others_to_it(update):
+    network = scattered(strength=1e12, update=update, **FORMS["anchor, a task"])
+    before = {name: weight.detach().clone() for name, weight in network.coupled().items()}
+    network.penalty_gradient()
+    network.after_step(1.0)
+    for name, weight in network.coupled().items():
+        assert weight[2].equal(before[name][2])
+        if update == "prox":
+            torch.testing.assert_close(weight, before[name][2].expand_as(weight), rtol=0, atol=1e-9)
+        else:
+            assert (weight.grad[2] == 0).all()
+
+
+def test_an_anchor_that_is_an_encoder_pulls_a_lone_task_and_is_saved_but_not_trained():
+    options = FORMS["anchor, an encoder"]
+    lone = SoftSharing(MIXED[:1], encoder(cardinalities=CARDINALITIES), strength=1e12, **options).double()
+    lone.after_step(1.0)
+    for name, weight in lone.coupled().items():
+        torch.testing.assert_close(weight[0], ANCHOR[name].double(), rtol=0, atol=1e-9)
+    assert not {name for name, _ in lone.named_parameters() if "anchor" in name}
+    fresh = SoftSharing(
+        MIXED[:1],
+        encoder(cardinalities=CARDINALITIES),
+        strength=1e12,
+        form="anchor",
+        anchor=encoder(cardinalities=CARDINALITIES),
+    ).double()
+    fresh.load_state_dict(lone.state_dict())
+    assert fresh.penalty().equal(lone.penalty())
 
 
 def test_each_update_pulls_once_either_by_its_gradient_or_by_its_proximal_step():
@@ -175,6 +261,13 @@ def test_relations_are_cosines_of_what_training_changed():
         ({"form": "pairs"}, 'Did you mean "pairwise"'),
         ({"update": "proximal"}, 'Did you mean "prox"'),
         ({"stages": ["layer3"]}, "unknown stage"),
+        ({"form": "graph"}, 'graph is missing but form is "graph"'),
+        ({"graph": GRAPH}, 'graph is given but form is "mean"'),
+        ({"form": "anchor"}, "anchor is missing"),
+        ({"form": "graph", "graph": np.ones((2, 2))}, r"graph has shape \(2, 2\)"),
+        ({"form": "graph", "graph": np.triu(np.ones((T, T)))}, "graph must be symmetric"),
+        ({"form": "anchor", "anchor": "prise"}, 'Did you mean "price"'),
+        ({"form": "anchor", "anchor": encoder((5, 6))}, 'without weights "input'),
     ],
 )
 def test_impossible_settings_are_refused(options, words):

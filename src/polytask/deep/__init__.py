@@ -39,3 +39,4 @@ from polytask.deep.stacking.composite import Residual as Residual
 from polytask.deep.stacking.generic import Looped as Looped
 from polytask.deep.stacking.recurrent import Recurrent as Recurrent
 from polytask.deep.tensor_factor import TensorFactorisation as TensorFactorisation
+from polytask.deep.trace_norm_sharing import TraceNormSharing as TraceNormSharing
