@@ -13,7 +13,15 @@ from tests.train.examples import schools, wide
 
 from polytask.balance import Equal, Uncertainty
 from polytask.core.errors import DiskError, ModelRefusedError
-from polytask.deep import HardSharing, SingleTask, SoftSharing, mlp
+from polytask.deep import (
+    AdaptiveSharing,
+    HardSharing,
+    JointManyTask,
+    LearnedBranching,
+    SingleTask,
+    SoftSharing,
+    mlp,
+)
 from polytask.train import TrainSettings, fit
 from polytask.train.checkpoint import read, write
 
@@ -22,11 +30,19 @@ NETWORKS = {
     "hard": lambda data: HardSharing(data.tasks, encoder(data)),
     "single": lambda data: SingleTask(data.tasks, encoder(data)),
     "soft": lambda data: SoftSharing(data.tasks, encoder(data), strength=0.3),
+    "adaptive": lambda data: AdaptiveSharing(data.tasks, encoder(data, (8, 6)), alpha=50.0, phase_epochs=2),
+    "joint": lambda data: JointManyTask(data.tasks, encoder(data, (8, 6)), levels=levels(data)),
+    "branching": lambda data: LearnedBranching(data.tasks, encoder(data, (8, 6)), anneal_epochs=4),
 }
 
 
-def encoder(data):
-    return mlp(data.inputs["numeric"].shape[1], (8,), dropout=0.3, norm="batch", seed=0)
+def encoder(data, widths=(8,)):
+    return mlp(data.inputs["numeric"].shape[1], widths, dropout=0.3, norm="batch", seed=0)
+
+
+def levels(data):
+    """The first task at the first layer, the others at the second."""
+    return {name: 1 if number == 0 else 2 for number, name in enumerate(data.names)}
 
 
 class StopError(Exception):
@@ -70,10 +86,25 @@ def test_a_fit_broken_off_after_any_epoch_and_resumed_ends_with_the_same_bits(ki
         assert_same_bits(whole, run(kind, data, valid, folder))
 
 
-@pytest.mark.parametrize(("at", "error"), [(1, StopError), (13, StopError), (7, KeyboardInterrupt)])
-def test_a_fit_broken_off_within_a_step_and_resumed_ends_with_the_same_bits(at, error, tmp_path):
+def test_the_network_that_grows_in_these_tests_does_grow_and_its_tasks_do_not_all_share():
+    fitted = run("adaptive", wide(150, missing=0.3), wide(60, seed=1))
+    assert [branches.n for branches in fitted.network.trunk.stages.values()] == [1, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "at", "error"),
+    [
+        ("hard", 1, StopError),
+        ("hard", 13, StopError),
+        ("hard", 7, KeyboardInterrupt),
+        ("adaptive", 23, StopError),
+        ("adaptive", 42, StopError),
+        ("joint", 17, StopError),
+    ],
+)
+def test_a_fit_broken_off_within_a_step_and_resumed_ends_with_the_same_bits(kind, at, error, tmp_path):
     data, valid = wide(150, missing=0.3), wide(60, seed=1)
-    whole = run("hard", data, valid)
+    whole = run(kind, data, valid)
 
     class Breaks(Uncertainty):
         calls = 0
@@ -87,11 +118,12 @@ def test_a_fit_broken_off_within_a_step_and_resumed_ends_with_the_same_bits(at, 
     Breaks.__name__ = "Uncertainty"
     kinds = [task.kind for task in data.tasks]
     with pytest.raises(error):
-        run("hard", data, valid, tmp_path, balancer=Breaks(kinds, init="auto"))
+        run(kind, data, valid, tmp_path, balancer=Breaks(kinds, init="auto"))
     (path,) = tmp_path.iterdir()
     facts = read(path)[1]
-    assert facts["epoch"] * 10 + facts["step"] == at
-    assert_same_bits(whole, run("hard", data, valid, tmp_path))
+    steps = 15 if kind == "joint" else 10  # one task after the other: three or four batches of each
+    assert facts["epoch"] * steps + facts["step"] == at
+    assert_same_bits(whole, run(kind, data, valid, tmp_path))
 
 
 def test_ctrl_c_finishes_the_step_leaves_a_checkpoint_and_raises(tmp_path):
@@ -188,7 +220,7 @@ print(kills, same, len(list(place.glob("*.tmp"))))
 """
 
 
-@pytest.mark.parametrize("kind", ["hard", "single"])
+@pytest.mark.parametrize("kind", ["hard", "single", "adaptive"])
 def test_killing_at_random_moments_and_resuming_ends_with_the_same_bits(kind, tmp_path):
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

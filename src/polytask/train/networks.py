@@ -10,15 +10,22 @@ from typing import Any
 
 from polytask.core.errors import ModelRefusedError, unknown
 from polytask.core.task import Task
+from polytask.deep.adaptive import AdaptiveSharing
 from polytask.deep.attention import MTAN
 from polytask.deep.base import SharingNetwork
+from polytask.deep.cross_stitch import CrossStitch
 from polytask.deep.encoders import Encoder, convnet, mlp
 from polytask.deep.experts import PLE, DSelectK, MMoE
 from polytask.deep.hard import HardSharing
+from polytask.deep.joint_many import JointManyTask
+from polytask.deep.low_supervision import LowSupervision
 from polytask.deep.relationship import RelationshipNetwork
+from polytask.deep.routing import LearnedBranching
 from polytask.deep.single import SingleTask
+from polytask.deep.sluice import Sluice
 from polytask.deep.soft import SoftSharing
 from polytask.deep.tensor_factor import TensorFactorisation
+from polytask.deep.trace_norm_sharing import TraceNormSharing
 
 Tasks = tuple[Task, ...]
 Description = Mapping[str, Any]
@@ -86,6 +93,35 @@ def _soft_sharing(tasks: Tasks, encoder: Encoder, description: Description, seed
     return SoftSharing(tasks, encoder, strength=float(description["strength"]), seed=seed)
 
 
+def _trace_norm_sharing(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    return TraceNormSharing(
+        tasks, encoder, strength=float(description["strength"]), form=description["form"], seed=seed
+    )
+
+
+def _cross_stitch(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    return CrossStitch(
+        tasks,
+        encoder,
+        granularity=description["granularity"],
+        own_weight=float(description["own_weight"]),
+        mixing_rate=float(description["mixing_rate"]),
+        seed=seed,
+    )
+
+
+def _sluice(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    return Sluice(
+        tasks,
+        encoder,
+        subspaces=int(description["subspaces"]),
+        own_weight=float(description["own_weight"]),
+        orthogonality=float(description["orthogonality"]),
+        mixing_rate=float(description["mixing_rate"]),
+        seed=seed,
+    )
+
+
 def _mmoe(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
     return MMoE(tasks, encoder, n_experts=int(description["n_experts"]), seed=seed)
 
@@ -141,15 +177,55 @@ def _tensor_factorisation(tasks: Tasks, encoder: Encoder, description: Descripti
     )
 
 
+def _adaptive_sharing(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    return AdaptiveSharing(
+        tasks,
+        encoder,
+        alpha=float(description["alpha"]),
+        phase_epochs=int(description["phase_epochs"]),
+        seed=seed,
+    )
+
+
+def _learned_branching(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    return LearnedBranching(
+        tasks,
+        encoder,
+        n_branches=int(description["n_branches"]),
+        anneal_epochs=int(description["anneal_epochs"]),
+        seed=seed,
+    )
+
+
+def _low_supervision(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    return LowSupervision(tasks, encoder, levels=_levels(description), seed=seed)
+
+
+def _joint_many_task(tasks: Tasks, encoder: Encoder, description: Description, seed: int) -> SharingNetwork:
+    delta = float(description["delta"])
+    return JointManyTask(tasks, encoder, levels=_levels(description), delta=delta, head_delta=10 * delta, seed=seed)
+
+
+def _levels(description: Description) -> dict[str, int | str]:
+    return {str(task): int(level) for task, level in description["levels"].items()}
+
+
 NETWORKS: dict[str, Builder] = {
     "single-task": _single_task,
     "hard-sharing": _hard_sharing,
     "soft-sharing": _soft_sharing,
+    "trace-norm-sharing": _trace_norm_sharing,
+    "cross-stitch": _cross_stitch,
+    "sluice": _sluice,
     "relationship-network": _relationship,
     "tensor-factorisation": _tensor_factorisation,
     "mmoe": _mmoe,
     "dselect-k": _dselect_k,
     "ple": _ple,
     "mtan": _mtan,
+    "adaptive-sharing": _adaptive_sharing,
+    "learned-branching": _learned_branching,
+    "low-supervision": _low_supervision,
+    "joint-many-task": _joint_many_task,
 }
 """Name of a network → what builds it from (tasks, encoder, description, seed)."""

@@ -1,0 +1,141 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from tests.train.examples import schools, wide
+
+from polytask.balance import Equal
+from polytask.core.data import Labels, TaskData
+from polytask.core.scaling import TargetScaler
+from polytask.deep import JointManyTask, MultiTaskLoss, mlp
+from polytask.train import TrainSettings, fit
+from polytask.train.batches import Placed
+from polytask.train.sequence import TaskSampler
+
+ORDER = [2, 0, 3, 1]
+
+
+def sampler(data, order=ORDER, **options):
+    placed = Placed(data, TargetScaler.fit(data), torch.device("cpu"))
+    return TaskSampler(placed, order, **{"batch_size": 16, "seed": 1, **options})
+
+
+def rows_of(batch, data):
+    """Numbers of the rows of a batch, found by their inputs."""
+    first = torch.from_numpy(data.inputs["numeric"][:, 1].astype(np.float32))
+    return [int(torch.nonzero(first == value)[0]) for value in batch.inputs["numeric"][:, 1]]
+
+
+@pytest.mark.parametrize("data", [wide(90, missing=0.4), schools((40, 30, 20, 10))], ids=["wide", "long"])
+def test_an_epoch_sees_every_labelled_row_of_each_task_once_and_the_tasks_in_order(data):
+    drawn = sampler(data)
+    drawn.start(0)
+    seen = {task: [] for task in ORDER}
+    tasks = [drawn.task(step)[0] for step in range(drawn.steps)]
+    for step, task in enumerate(tasks):
+        batch = drawn.batch(step)
+        assert batch.present[task].all()
+        assert len(batch.inputs["numeric"]) <= 16
+        seen[task] += rows_of(batch, data)
+    assert list(dict.fromkeys(tasks)) == ORDER
+    for task in ORDER:
+        assert sorted(seen[task]) == sorted(data.labels[data.names[task]].rows)
+
+
+def test_the_first_step_of_every_task_is_told():
+    drawn = sampler(wide(90))
+    firsts = [step for step in range(drawn.steps) if drawn.task(step)[1]]
+    assert firsts == drawn.starts[:-1]
+    assert len(firsts) == 4
+
+
+def test_epochs_differ_and_are_drawn_again_from_seed_and_number():
+    drawn, again, data = sampler(wide(90)), sampler(wide(90)), wide(90)
+    found = []
+    for epoch in (0, 1):
+        drawn.start(epoch)
+        found.append(rows_of(drawn.batch(0), data))
+    again.start(1)
+    assert rows_of(again.batch(0), data) == found[1] != found[0]
+
+
+def test_a_tasks_rows_do_not_depend_on_which_other_tasks_there_are():
+    data = wide(90)
+    one, other = sampler(data), sampler(data.only([data.names[2]]), [0])
+    one.start(3)
+    other.start(3)
+    assert rows_of(one.batch(0), data)[:8] == rows_of(other.batch(0), data)[:8]
+
+
+def test_tasks_without_labels_are_passed_over():
+    data = wide(90)
+    none = {**data.labels, "ill": Labels(np.zeros(0, dtype=np.int64), np.zeros(0))}
+    drawn = sampler(TaskData(data.tasks, data.inputs, none))
+    assert [drawn.task(step)[0] for step in drawn.starts[:-1]] == [2, 0, 3]
+
+
+SETTINGS = TrainSettings(max_epochs=2, batch_size=32, device="cpu", learning_rate=1e-2, clip=None)
+LEVELS = {"height": 2, "ill": 1, "health": 2, "colour": 1}
+
+
+def cascade(data, **options):
+    return JointManyTask(data.tasks, mlp(5, (8, 6)), levels=LEVELS, **options)
+
+
+def test_training_one_task_after_the_other_is_the_loop_of_the_paper():
+    data = wide(120, missing=0.3)
+    network, twin = cascade(data, delta=0.1, head_delta=1.0), cascade(data, delta=0.1, head_delta=1.0)
+    fitted = fit(network, Equal(4), data, settings=SETTINGS, seed=5)
+    drawn = sampler(data, twin.task_order(), batch_size=32, seed=5)
+    biases = [p for name, p in twin.named_parameters() if "bias" in name.rsplit(".", 1)[-1]]
+    known = {id(p) for p in biases}
+    groups = [
+        {"params": [p for p in twin.parameters() if id(p) not in known], "weight_decay": 1e-4},
+        {"params": biases, "weight_decay": 0.0},
+    ]
+    optimiser, loss = torch.optim.AdamW(groups, lr=1e-2, fused=True), MultiTaskLoss(data.tasks)
+    for epoch in range(2):
+        drawn.start(epoch)
+        for step in range(drawn.steps):
+            task, first = drawn.task(step)
+            if first:
+                twin.begin_task(task)
+            batch = drawn.batch(step)
+            present = torch.zeros_like(batch.present)
+            present[task] = True
+            optimiser.zero_grad()
+            loss(twin.train().all_scores(batch.inputs), batch.targets, present)[task].backward()
+            for parameter in twin.parameters():  # what a task does not reach has no gradient in training
+                if parameter.grad is not None and not parameter.grad.any():
+                    parameter.grad = None
+            optimiser.step()
+            twin.after_step(1e-2)
+    for (name, mine), its in zip(fitted.network.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_heads_of_higher_tasks_do_not_move_while_lower_tasks_are_trained():
+    """Not even by the optimiser's momentum."""
+    data = wide(120)
+    seen = []
+
+    class Watched(JointManyTask):
+        def after_step(self, learning_rate):
+            seen.append((int(self.current), self.outputs["layer2"].heads.linear.weights["weight"].detach().clone()))
+            super().after_step(learning_rate)
+
+    fit(Watched(data.tasks, mlp(5, (8, 6)), levels=LEVELS), Equal(4), data, settings=SETTINGS)
+    moves = 0
+    for (_, before), (task, after) in itertools.pairwise(seen):
+        if LEVELS[data.names[task]] == 1:
+            assert before.equal(after)
+            moves += 1
+    assert moves > 10
+
+
+def test_every_task_is_learned_and_judged_when_they_are_trained_in_turn():
+    data, valid = wide(240), wide(80, seed=0)
+    fitted = fit(cascade(data), Equal(4), data, valid, settings=TrainSettings(max_epochs=15, device="cpu"))
+    assert np.isfinite(fitted.train_curve).all()
+    assert (fitted.train_curve[-1] < fitted.train_curve[0]).all()
