@@ -9,6 +9,7 @@ the best constant of each task, so that what differs between them is the sharing
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from polytask.core.scaling import TargetScaler
 from polytask.core.search import Choice, Distribution, LogUniform
 from polytask.core.task import Floats, Task
 from polytask.deep.base import SharingNetwork
+from polytask.deep.single import SingleTask
 from polytask.train.balancers import TUNED, Reduction, check_balancer, make_balancer
 from polytask.train.batches import inputs_of
 from polytask.train.loop import Fitted, TrainSettings, fit
@@ -51,7 +53,7 @@ class NetworkLearner:
         ``"layer"`` (tables), ``"group"`` (images), ``"batch"`` or ``"none"``.
     activation
         ``"relu"``, ``"gelu"``, ``"silu"``, ``"tanh"``, ``"elu"`` or ``"leaky_relu"``.
-    learning_rate, weight_decay, batch_size, max_epochs, patience, clip, schedule, device
+    learning_rate, weight_decay, batch_size, max_epochs, patience, clip, schedule, own_rows, device
         See :class:`~polytask.train.loop.TrainSettings`.
     """
 
@@ -67,6 +69,7 @@ class NetworkLearner:
     patience: int = 20
     clip: float = 1.0
     schedule: str = "constant"
+    own_rows: bool | None = None
     device: str = "auto"
 
     inner_folds: ClassVar[int] = 1
@@ -140,6 +143,31 @@ class NetworkLearner:
         start_at_constants(network, train)
         return network, description
 
+    def _trained_single_task(
+        self,
+        train: TaskData,
+        valid: TaskData | None,
+        *,
+        seed: int,
+        progress: Progress | None,
+        checkpoint: Path | None,
+    ) -> SingleTask:
+        """Return single-task networks of the same build, trained with the same settings; a start for others."""
+        network = build(train.tasks, {**self._description(train), "network": "single-task"}, seed=seed)
+        start_at_constants(network, train)
+        fitted = fit(
+            network,
+            make_balancer("equal", train.tasks, seed=seed),
+            train,
+            valid,
+            settings=self._settings(),
+            seed=seed,
+            progress=None if progress is None else _first(progress),
+            checkpoint=checkpoint,
+        )
+        assert isinstance(fitted.network, SingleTask)
+        return fitted.network
+
     def _layers(self) -> list[int]:
         return _sizes("widths", self.widths)
 
@@ -152,6 +180,7 @@ class NetworkLearner:
             patience=self.patience,
             clip=self.clip,
             schedule=self.schedule,
+            own_rows=self.own_rows,
             device=self.device,
         )
 
@@ -199,6 +228,13 @@ class SharingLearner(NetworkLearner):
 
     def _balancer(self, tasks: tuple[Task, ...], seed: int) -> Balancer:
         return make_balancer(self.balancer, tasks, reduction=self.reduction, seed=seed)
+
+
+def _first(progress: Progress) -> Callable[[str, float], None]:
+    def told(text: str, _: float) -> None:
+        progress(f"single-task networks first: {text}", 0.0)
+
+    return told
 
 
 def _sizes(name: str, text: str) -> list[int]:

@@ -1,0 +1,462 @@
+"""Every deep sharing architecture of the library on the same data, with the same network and budget.
+
+    python benchmarks/reproduce_deep.py                              everything that is not done yet
+    python benchmarks/reproduce_deep.py --only omniglot school       some protocols (the beginning of their names)
+    python benchmarks/reproduce_deep.py --methods cross-stitch mmoe  some methods
+    python benchmarks/reproduce_deep.py --report docs/deep.md        from the stored cells write the tables there
+
+A cell is one method on one split; it is stored when it is finished (``cells.sqlite`` in ``--folder``), so a
+run that was stopped goes on where it was, and ``--report`` needs no run.
+
+Every method gets the protocol's network (:mod:`deep_protocols`), the same number of epochs, batches and
+learning rate (cosine schedule, no early stopping), and three settings of one hyper-parameter: the strength of
+its sharing where it has one, otherwise weight decay. The one with the best score on a quarter of the training
+rows of the first split, by networks trained on the other three quarters, is used on all splits. Test rows are
+read once, by the final model. What a method trains beforehand (single-task networks that cross-stitch starts
+from, say) has the same budget once more and counts in its time.
+
+Differences are paired over splits; their 95 % intervals take sampling of test rows and of training rows apart
+(:mod:`polytask.compare.statistics`) and are not adjusted for their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import deep_protocols as dp
+from linear_protocols import Case
+from polytask import registry
+from polytask.compare.statistics import Interval
+from polytask.compare.tuning import NUMERICAL
+from polytask.core.data import TaskData
+from polytask.core.errors import PolytaskError
+from polytask.core.task import Floats
+from polytask.train.batches import Placed
+from polytask.train.model import NetworkModel
+from reproduction import Key, Row, Store, difference, gap_text, head, line, published_lines, run_all, write_between
+
+BUDGET = "3 settings"
+TUNING = -1
+"""The split of the cell in which a method's setting is chosen."""
+WEIGHT_DECAYS = tuple({"weight_decay": value} for value in (1e-4, 1e-2, 1e-1))
+
+
+def _grid(name: str, *values: Any) -> tuple[dict[str, Any], ...]:
+    return tuple({name: value} for value in values)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the tables.
+
+    Parameters
+    ----------
+    label
+        Its name there.
+    learner
+        Name in the registry.
+    fixed
+        Fields that are the same everywhere.
+    grid
+        The settings to choose from.
+    wide
+        Whether it gets the protocol's wide network.
+    left_out
+        Protocol → why the method does not run there.
+    """
+
+    label: str
+    learner: str
+    fixed: dict[str, Any] = field(default_factory=dict)
+    grid: tuple[dict[str, Any], ...] = WEIGHT_DECAYS
+    wide: bool = False
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        """Label and a digest of the settings."""
+        settings = [self.learner, self.fixed, list(self.grid), self.wide]
+        return f"{self.label} {zlib.crc32(json.dumps(settings, sort_keys=True).encode()):08x}"
+
+
+_SQUARED = {"omniglot": "every drawing would pass through the networks of all 20 alphabets"}
+SINGLE, HARD, WIDE = "single-task", "hard sharing", "hard sharing, wide"
+CROSS_STITCH, ADAPTIVE, TRACE = "cross-stitch", "adaptive sharing", "soft sharing, trace norm"
+FACTORISED = tuple(f"tensor factorisation, {form}" for form in ("LAF", "Tucker", "TT"))
+
+METHODS = (
+    Method(SINGLE, "single-task-network"),
+    Method(HARD, "hard-sharing"),
+    Method(WIDE, "hard-sharing", wide=True),
+    Method("soft sharing, L2", "soft-sharing", grid=_grid("strength", 1e-3, 1e-2, 1e-1)),
+    Method(TRACE, "trace-norm-sharing", grid=_grid("strength", 1e-4, 1e-3, 1e-2)),
+    Method(CROSS_STITCH, "cross-stitch", left_out=_SQUARED),
+    Method("sluice", "sluice", left_out=_SQUARED),
+    Method("relationship network", "relationship-network", grid=_grid("strength", 0.1, 1.0, 10.0)),
+    *(
+        Method(label, "tensor-factorisation", {"form": form}, _grid("tolerance", 0.1, 0.3, 0.5))
+        for label, form in zip(FACTORISED, ("laf", "tucker", "tt"), strict=True)
+    ),
+    Method(ADAPTIVE, "adaptive-sharing"),
+    Method("low supervision", "low-supervision"),
+    Method("joint many-task", "joint-many-task"),
+    Method("learned branching", "learned-branching"),
+    Method("MMoE", "mmoe"),
+    Method("PLE", "ple"),
+    Method("DSelect-k", "dselect-k"),
+    Method("MTAN", "mtan"),
+)
+
+PAPERS = (
+    ("hard sharing", "chunking, CoNLL-2000 F1", "93.63", "94.10", "Collobert et al. 2011"),
+    ("cross-stitch", "NYUv2 segmentation, mean IU by start", "17.7 (ImageNet)", "19.3 (one-task)", "Misra et al. 2016"),
+    ("sluice", "OntoNotes, mean error", "-", "up to 15 % less", "Ruder et al. 2019"),
+    ("low supervision", "CCG supertagging accuracy", "91-92", "93.26", "Sogaard & Goldberg 2016"),
+    ("joint many-task", "chunking, CoNLL-2000 F1", "95.02", "95.77", "Hashimoto et al. 2017"),
+    ("relationship network", "Office-Home accuracy", "-", "67.1", "Long et al. 2017"),
+    (
+        "tensor factorisation",
+        "MNIST one-vs-all error, 1,000 examples",
+        "9-14 % (shallow)",
+        "below 6 %",
+        "Yang & Hospedales 2017",
+    ),
+    (
+        "tensor factorisation",
+        "Omniglot, 50 alphabets, 5-90 % of drawings",
+        "-",
+        "better at every share",
+        "Yang & Hospedales 2017",
+    ),
+    ("adaptive sharing", "CelebA accuracy, parameters", "91.44, 134 M", "91.26, 5 M", "Lu et al. 2017"),
+    ("MMoE", "Census-Income main AUC", "0.94", "0.94 (hard sharing 0.936)", "Ma et al. 2018"),
+)
+"""Method, what was measured, without and with it, and where; some from memory."""
+
+
+def known_methods() -> tuple[Method, ...]:
+    """Return the methods whose learner is there."""
+    names = registry.learner_names()
+    return tuple(method for method in METHODS if method.learner in names)
+
+
+# -- one cell ---------------------------------------------------------------------------------
+
+
+def fitted(protocol: dp.Protocol, method: Method, setting: dict[str, Any], case: Case, seed: int) -> NetworkModel:
+    """Train for the whole budget, without early stopping."""
+    fields = {**protocol.network, **(protocol.wide if method.wide else {}), **method.fixed, **setting}
+    learner = registry.learner_class(method.learner)(
+        **fields,
+        patience=fields["max_epochs"],
+        schedule="cosine",
+        own_rows=case.train.one_task_per_row,
+        device="cpu",
+    )
+    nothing = case.train.rows(np.arange(1)).without_labels()
+    model = learner.fit(case.train, valid=nothing, seed=seed)
+    assert isinstance(model, NetworkModel)
+    return model
+
+
+@torch.no_grad()
+def scores_of(model: NetworkModel, test: TaskData) -> dp.Scores:
+    """Return the scores of the labelled rows of every task; tasks with rows of their own read these only."""
+    if not test.one_task_per_row:
+        found = model.predict(test)
+        return {name: found[name][test.labels[name].rows] for name in test.names}
+    batches = Placed(test, model.scaler, torch.device("cpu")).everything(own_rows=True)
+    parts = [(model.network.all_scores(batch.inputs, own_rows=True), batch.present) for batch in batches]
+    scores = torch.cat([part for part, _ in parts], dim=1).double().numpy()
+    present = torch.cat([part for _, part in parts], dim=1).numpy()
+    return {
+        task.name: model.scaler.undo(number, scores[number][present[number]][:, : task.n_outputs])
+        for number, task in enumerate(test.tasks)
+    }
+
+
+def n_parameters(model: NetworkModel) -> int:
+    """Return how many numbers training may change."""
+    return sum(value.numel() for value in model.network.parameters())
+
+
+def choose(protocol: dp.Protocol, method: Method) -> dict[str, Any]:
+    """Return the facts of the choice among a method's settings."""
+    case = protocol.tuning_case()
+    found, failed = [], []
+    for setting in method.grid:
+        try:
+            model = fitted(protocol, method, setting, case, seed=0)
+            found.append((protocol.score(case, scores_of(model, case.test))[0][0], setting))
+        except (*NUMERICAL, PolytaskError) as error:
+            failed.append(str(error))
+    if not found:
+        return {"refused": failed[0]}
+    better = max if protocol.higher_is_better else min
+    value, setting = better(found, key=lambda item: item[0])
+    return {"scores": {protocol.metric: value}, "chosen": setting, "tried": found, "failed": failed}
+
+
+def run_key(folder: Path, key: Key) -> tuple[Key, dict[str, Any], bytes]:
+    """Run one cell (in a worker)."""
+    torch.set_num_threads(1)
+    protocol = next(protocol for protocol in dp.PROTOCOLS if protocol.key == key[0])
+    method = next(method for method in METHODS if method.key == key[1])
+    started = time.process_time()
+    if key[2] == TUNING:
+        facts = choose(protocol, method)
+        return key, {**facts, "seconds": time.process_time() - started}, b""
+    chosen, _ = Store(folder, BUDGET).read(protocol.key)[method.key, TUNING]
+    if "refused" in chosen:
+        return key, {"refused": chosen["refused"], "seconds": 0.0}, b""
+    case = protocol.case(key[2])
+    model = fitted(protocol, method, chosen["chosen"], case, seed=key[2])
+    trained = time.process_time() - started
+    (value, influences), tasks = protocol.score(case, scores_of(model, case.test))
+    facts = {
+        "scores": {protocol.metric: value},
+        "tasks": dict(zip(case.test.names, tasks.tolist(), strict=False)),
+        "parameters": n_parameters(model),
+        "train": sum(map(len, case.train.labels.values())),
+        "test": sum(map(len, case.test.labels.values())),
+        "trained": trained,
+        "seconds": time.process_time() - started,
+    }
+    return key, facts, influences.tobytes()
+
+
+def planned(only: Sequence[str], chosen: Sequence[str]) -> list[Key]:
+    """Return the cells to run, the choices of settings first; say which data are missing."""
+    choices: list[Key] = []
+    cells: list[Key] = []
+    for protocol in dp.PROTOCOLS:
+        if only and not any(protocol.name.startswith(prefix) for prefix in only):
+            continue
+        reason = protocol.missing()
+        if reason is not None:
+            print(f"{protocol.name}: left out, {reason}")
+            continue
+        for method in known_methods():
+            if protocol.name in method.left_out or (
+                chosen and method.label not in chosen and method.learner not in chosen
+            ):
+                continue
+            choices.append((protocol.key, method.key, TUNING))
+            cells += [(protocol.key, method.key, split) for split in range(dp.N_SPLITS)]
+    return choices + cells
+
+
+# -- tables -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is stored of a method on all splits of a protocol.
+
+    Parameters
+    ----------
+    scored
+        Score and influences of every split.
+    parameters, seconds
+        Mean over splits.
+    setting
+        The one that was chosen.
+    tasks
+        Mean over splits of the score of every task.
+    """
+
+    scored: list[dp.Scored]
+    parameters: float
+    seconds: float
+    setting: dict[str, Any]
+    tasks: Floats
+
+
+def measured(protocol: dp.Protocol, store: Store) -> dict[str, Measured]:
+    """Return label → what was measured, of the methods that have all splits."""
+    cells = store.read(protocol.key)
+    found = {}
+    for method in METHODS:
+        splits = [cells.get((method.key, split)) for split in range(dp.N_SPLITS)]
+        whole = [cell for cell in splits if cell is not None and "refused" not in cell[0]]
+        if len(whole) == dp.N_SPLITS:
+            facts = [fact for fact, _ in whole]
+            found[method.label] = Measured(
+                [(fact["scores"][protocol.metric], numbers) for fact, numbers in whole],
+                float(np.mean([fact["parameters"] for fact in facts])),
+                float(np.mean([fact["trained"] for fact in facts])),
+                cells[method.key, TUNING][0]["chosen"],
+                np.mean([list(fact["tasks"].values()) for fact in facts], axis=0),
+            )
+    return found
+
+
+def against(protocol: dp.Protocol, one: Measured, other: Measured) -> Interval:
+    """Return the mean difference of two methods with its interval."""
+    places = [protocol.places(protocol.case(split)) for split in range(dp.N_SPLITS)]
+    return difference(one.scored, other.scored, places, protocol.test_to_train)
+
+
+def protocol_lines(protocol: dp.Protocol, store: Store) -> list[str]:
+    """Return the table of a protocol."""
+    lines = [f"### {protocol.title}", ""]
+    found = measured(protocol, store)
+    if SINGLE not in found:
+        return [*lines, protocol.missing() or "Not run yet.", ""]
+    case = protocol.case(0)
+    counts = [len(labels) for labels in case.train.labels.values()]
+    lines += [
+        f"{len(case.test.tasks)} tasks; {sum(counts):,} training labels ({min(counts):,} to {max(counts):,} per task), "
+        f"{sum(map(len, case.test.labels.values())):,} test labels. Network: {_sizes(protocol.network)}, "
+        f"{protocol.network['max_epochs']} epochs, batches of at most {protocol.network['batch_size']}, learning rate "
+        f"{protocol.network['learning_rate']:g}; wide: {_sizes(protocol.wide)} ({protocol.wide_note}).",
+        "",
+        *head(
+            [
+                "method",
+                protocol.metric,
+                "difference from single-task",
+                "difference from hard sharing",
+                "parameters",
+                "setting",
+                "CPU s",
+            ]
+        ),
+    ]
+    for label, one in found.items():
+        gaps = [
+            None if label == base or base not in found else against(protocol, one, found[base])
+            for base in (SINGLE, HARD)
+        ]
+        row = Row(np.array([value for value, _ in one.scored]), gaps[0], protocol.higher_is_better, one.tasks)
+        setting = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in one.setting.items())
+        texts = ["" if gap is None else gap_text(gap) for gap in gaps]
+        lines.append(line([label, row.mark(row.text), *texts, f"{one.parameters:,.0f}", setting, f"{one.seconds:.0f}"]))
+    return [*lines, "", *_absent(protocol, store, found), *published_lines(protocol.published), ""]
+
+
+def _sizes(network: dict[str, Any]) -> str:
+    parts = [f"channels {network['channels']}"] if "channels" in network else []
+    return ", ".join([*parts, f"hidden layers {network['widths']}"])
+
+
+def _absent(protocol: dp.Protocol, store: Store, found: dict[str, Measured]) -> list[str]:
+    """Say which methods are not in the table, and why."""
+    cells = store.read(protocol.key)
+    lines = []
+    for method in known_methods():
+        if method.label in found:
+            continue
+        refused = cells.get((method.key, TUNING), ({}, None))[0].get("refused")
+        reason = method.left_out.get(protocol.name) or refused or "not run yet"
+        lines.append(f"Left out: {method.label} ({reason.splitlines()[0]}).")
+    return lines
+
+
+def claim_lines(store: Store) -> list[str]:
+    """Return what the papers claim, and whether it is found here."""
+    lines = ["### Claims of the papers, checked here", ""]
+    for protocol in dp.PROTOCOLS:
+        if protocol.missing() is None:
+            lines += [
+                f"- {protocol.title.split(':')[0]}: {text}" for text in _claims(protocol, measured(protocol, store))
+            ]
+    return [*lines, ""]
+
+
+def _claims(protocol: dp.Protocol, found: dict[str, Measured]) -> list[str]:
+    said = []
+    if SINGLE not in found or HARD not in found:
+        return said
+    if protocol.name == "omniglot":
+        for label in (*FACTORISED, TRACE):
+            if label in found:
+                gap = against(protocol, found[label], found[SINGLE])
+                said.append(f"{label} beats single-task networks with few examples: {_answer(gap, protocol)}.")
+    if ADAPTIVE in found:
+        gap = against(protocol, found[ADAPTIVE], found[SINGLE])
+        share = found[ADAPTIVE].parameters / found[SINGLE].parameters
+        no_worse = "worse" if _sign(gap, protocol) < 0 else "no worse"
+        said.append(
+            f"the adaptive tree has {share:.0%} of the parameters of single-task networks, {no_worse}: {gap_text(gap)}."
+        )
+    if CROSS_STITCH in found:
+        better = max if protocol.higher_is_better else min
+        best = better((SINGLE, HARD), key=lambda label: np.mean([value for value, _ in found[label].scored]))
+        gap = against(protocol, found[CROSS_STITCH], found[best])
+        holds = "no" if _sign(gap, protocol) < 0 else "yes"
+        said.append(
+            f"cross-stitch is as good as the better of single-task and hard sharing ({best}): {holds}, {gap_text(gap)}."
+        )
+    return said
+
+
+def _sign(gap: Interval, protocol: dp.Protocol) -> int:
+    """Return 1 where a difference is surely an improvement, -1 where it is surely none, 0 where it is open."""
+    if gap.low <= 0 <= gap.high:
+        return 0
+    return 1 if (gap.value > 0) == protocol.higher_is_better else -1
+
+
+def _answer(gap: Interval, protocol: dp.Protocol) -> str:
+    return {1: "yes", 0: "not sure", -1: "no"}[_sign(gap, protocol)] + f", {gap_text(gap)}"
+
+
+def report(store: Store) -> str:
+    """Return all tables as Markdown."""
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("polytask", "torch", "numpy"))
+    lines = [
+        f"Made by `make reproduce-deep` ({libraries}, Python {platform.python_version()}). Mean ± standard deviation "
+        f"over {dp.N_SPLITS} splits, each with seeds of its own; differences are paired, with 95 % intervals (not "
+        "adjusted for their number). **Bold**: better than single-task networks by an interval that does not hold 0; "
+        "*italics*: worse. All methods have the same network per task or branch, epochs, batches and learning rate; one "
+        "hyper-parameter of three values is chosen within the training rows of the first split. CPU s: training of one "
+        "split in one thread, with what a method trains beforehand.",
+        "",
+    ]
+    for protocol in dp.PROTOCOLS:
+        lines += protocol_lines(protocol, store)
+    lines += claim_lines(store)
+    lines += ["### The papers' own figures, on other data or sizes", ""]
+    lines += head(["method", "measured", "without", "with", "paper"])
+    lines += [line(row) for row in PAPERS]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run cells and write tables."""
+    parser = argparse.ArgumentParser(description="Deep sharing architectures on the same data, network and budget.")
+    parser.add_argument("--folder", type=Path, default=Path("runs/reproduce-deep"), help="where cells are stored")
+    parser.add_argument("--only", nargs="*", default=[], help="protocols whose names begin so")
+    parser.add_argument("--methods", nargs="*", default=[], help="methods to run (all)")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--report", type=Path, help="write the tables into this file, between its markers; runs nothing"
+    )
+    options = parser.parse_args(arguments)
+    store = Store(options.folder, BUDGET)
+    if options.report is not None:
+        write_between(options.report, report(store))
+        return
+    keys = planned(options.only, options.methods)
+    run = partial(run_key, options.folder)
+    run_all([key for key in keys if key[2] == TUNING], store, options.jobs, run)
+    run_all([key for key in keys if key[2] != TUNING], store, options.jobs, run)
+    print(report(store))
+
+
+if __name__ == "__main__":
+    main()
