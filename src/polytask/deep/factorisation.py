@@ -225,12 +225,12 @@ def _tucker(W: Tensor, tolerance: float, ranks: Sequence[int] | None) -> list[Te
 def _train(W: Tensor, tolerance: float, ranks: Sequence[int] | None) -> list[Tensor]:
     share = tolerance / math.sqrt(W.dim() - 1)
     cores: list[Tensor] = []
-    rest, after = W, ()  # rest (T, D_1, …, D_n, r_{n+1})
+    rest, after = W, list[int]()  # rest (T, D_1, …, D_n, r_{n+1})
     for mode in range(W.dim() - 1, 0, -1):
         left, values, right = torch.linalg.svd(rest.reshape(math.prod(W.shape[:mode]), -1), full_matrices=False)
         rank = _rank(values, share, W) if ranks is None else ranks[mode - 1]
         cores.insert(0, right[:rank].reshape(rank, W.shape[mode], *after))
-        rest, after = left[:, :rank] * values[:rank], (rank,)
+        rest, after = left[:, :rank] * values[:rank], [rank]
     return [rest, *cores]
 
 

@@ -36,7 +36,7 @@ def matrix_paths(
     owners = {name: (f"encoder.stages.{name}.stack", encoder.stages[name]) for name in stages}
     if not heads.ragged and with_heads is not False:
         owners["heads"] = ("heads.linear.stack", heads.linear)
-    found = {}
+    found: dict[str, str] = {}
     for layer, (path, branches) in owners.items():
         assert isinstance(branches, Branches)
         matrices = [name for name, weight in branches.weights.items() if weight.dim() > 2]

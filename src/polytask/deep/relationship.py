@@ -203,7 +203,7 @@ class RelationshipNetwork(SharingNetwork):
             x, branched = self.encoder.run_stage(name, x, branched, length=joined.get("length"))
         assert isinstance(x, Tensor)
         x = x[0] if branched else x
-        return (x.unflatten(0, (n_tasks, n_rows)) if own_rows else x), own_rows
+        return (x.reshape(n_tasks, n_rows, *x.shape[1:]) if own_rows else x), own_rows
 
     def shared_parameters(self) -> list[nn.Parameter]:
         if len(self.tasks) == 1:
@@ -354,7 +354,7 @@ class LayerPrior(nn.Module):
 
     def _store(self, covariances: Covariances, precisions: Covariances) -> None:
         for number, (covariance, precision) in enumerate(zip(covariances, precisions, strict=True)):
-            if covariance is not None:
+            if covariance is not None and precision is not None:
                 self.get_buffer(f"covariance{number}").copy_(covariance)
                 self.get_buffer(f"precision{number}").copy_(precision)
 

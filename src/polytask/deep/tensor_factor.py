@@ -214,7 +214,7 @@ class TensorFactorisation(SharingNetwork):
             return
         kept = max(0.0, 1 - learning_rate * self.weight_decay)
         for _, weight in self._weights():
-            factors = weight.factors()
+            factors: list[Tensor] = [*weight.factors()]
             torch._foreach_mul_(factors, kept ** (1 / len(factors)))
 
     @torch.no_grad()

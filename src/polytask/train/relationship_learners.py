@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -13,12 +12,9 @@ from polytask.core.learner import Progress
 from polytask.core.search import Choice, Distribution, LogUniform
 from polytask.deep.base import SharingNetwork
 from polytask.deep.factorisation import FORMS, Form
-from polytask.deep.single import SingleTask
 from polytask.deep.tensor_factor import TensorFactorisation
-from polytask.train.balancers import Reduction, make_balancer
-from polytask.train.loop import fit
-from polytask.train.network_learner import SharingLearner, start_at_constants
-from polytask.train.networks import build
+from polytask.train.balancers import Reduction
+from polytask.train.network_learner import SharingLearner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +38,7 @@ class RelationshipNetworkLearner(SharingLearner):
         As for hard sharing.
     """
 
-    strength: float = 1.0
+    strength: float = 10.0
     own_layers: int = 1
     mode: str = "stable"
     cov: str = "ml"
@@ -67,7 +63,7 @@ class RelationshipNetworkLearner(SharingLearner):
 
     @classmethod
     def search_space(cls) -> dict[str, Distribution]:
-        return {**super().search_space(), "strength": LogUniform(1e-2, 1e3)}
+        return {**super().search_space(), "strength": LogUniform(1e-1, 1e3)}
 
     def _description(self, data: TaskData) -> dict[str, Any]:
         return {
@@ -140,28 +136,9 @@ class TensorFactorisationLearner(SharingLearner):
         if self.components or len(train.tasks) == 1:
             return super()._start(train, valid, seed=seed, progress=progress, checkpoint=checkpoint)
         description = self._description(train)
-        single = build(train.tasks, {**description, "network": "single-task"}, seed=seed)
-        start_at_constants(single, train)
-        fitted = fit(
-            single,
-            make_balancer("equal", train.tasks, seed=seed),
-            train,
-            valid,
-            settings=self._settings(),
-            seed=seed,
-            progress=None if progress is None else _first(progress),
-            checkpoint=checkpoint,
-        )
-        assert isinstance(fitted.network, SingleTask)
+        single = self._trained_single_task(train, valid, seed=seed, progress=progress, checkpoint=checkpoint)
         network = TensorFactorisation.from_single_task(
-            fitted.network, tolerance=self.tolerance, form=cast("Form", self.form), weight_decay=self.weight_decay
+            single, tolerance=self.tolerance, form=cast("Form", self.form), weight_decay=self.weight_decay
         )
         ranks = {name: list(some) for name, some in network.ranks.items()}
         return network, {**description, "ranks": ranks}
-
-
-def _first(progress: Progress) -> Callable[[str, float], None]:
-    def told(text: str, _: float) -> None:
-        progress(f"single-task networks first: {text}", 0.0)
-
-    return told
