@@ -63,6 +63,43 @@ class _Level(nn.Module):
         return torch.einsum("tbc,tcd->bd", self.soft(scores), self.embedding)
 
 
+class _Cascade:
+    """Where a pass through the cascade stands.
+
+    Rows of each task's own, ``(T', B, …)``, are joined; when a task has its answer its rows are dropped.
+
+    Attributes
+    ----------
+    x, first, told
+        Output of the last stage, of the first stage, and the label embedding, for all rows left.
+    going
+        Places of the tasks that have no answer yet.
+    """
+
+    def __init__(self, inputs: Mapping[str, Tensor], own_rows: bool, n_tasks: int) -> None:
+        self.own_rows, self.going = own_rows, list(range(n_tasks))
+        self.n_rows = next(iter(inputs.values())).shape[int(own_rows)]
+        self.inputs = {name: value.flatten(0, 1) for name, value in inputs.items()} if own_rows else inputs
+        self.length = self.inputs.get("length")
+        self.x: Tensor | None = None
+        self.first: Tensor | None = None
+        self.told: Tensor | None = None
+
+    def rows_of(self, rows: Tensor, *places: int) -> Tensor:
+        """Return the rows of some of the tasks that go on, ``(T'', B, …)`` out of ``(T'·B, …)``."""
+        return taken(rows.reshape(len(self.going), self.n_rows, *rows.shape[1:]), [*map(self.going.index, places)])
+
+    def go_on_without(self, here: Sequence[int]) -> None:
+        """Drop the tasks that have their answer."""
+        left = [place for place in self.going if place not in here]
+        if self.own_rows and left and here:
+            parts = (self.x, self.first, self.told, self.length)
+            self.x, self.first, self.told, self.length = (
+                None if part is None else self.rows_of(part, *left).flatten(0, 1) for part in parts
+            )
+        self.going = left
+
+
 class JointManyTask(SharingNetwork):
     """A cascade of levels with shortcuts and label embeddings, trained task by task.
 
@@ -144,7 +181,6 @@ class JointManyTask(SharingNetwork):
                 for place, tap in enumerate(self.taps)
             }
         )
-        self.widest = max(task.n_outputs for task in tasks)
         self.register_buffer("current", torch.tensor(-1))
         if sequential and (delta or head_delta):
             for task in range(len(tasks)):
@@ -174,77 +210,50 @@ class JointManyTask(SharingNetwork):
         self, inputs: Mapping[str, Tensor], own_rows: bool = False, *, only: Sequence[int] | None = None
     ) -> Tensor:
         asked = list(range(len(self.tasks))) if only is None else list(only)
-        n_rows = next(iter(inputs.values())).shape[int(own_rows)]
-        going = list(range(len(asked)))  # places in ``asked`` that the cascade has not answered yet
+        now = _Cascade(inputs, own_rows, len(asked))
         found: dict[int, Tensor] = {}
-        x: Input = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()} if own_rows else inputs
-        length = x.get("length")
-        first: Tensor | None = None
-        told: Tensor | None = None
-        for stage, name in enumerate(self.trunk.names):
-            x = self._run(name, stage, x, first, told, length)
-            first = x if stage == 0 else first
-            if stage not in self.taps:
-                continue
-            here = [place for place in going if self.levels[asked[place]] == stage]
-            above = [place for place in going if place not in here]
-            features = pooled(x, self.trunk.channel_axis, length=length)
-            if above and self.label_embeddings:
-                scores = self._level(stage).heads(features)
-                for place in here:
-                    found[place] = self._own(scores[self._member(asked[place])], going.index(place), n_rows, own_rows)
-                said = self._level(stage).embedded(scores)
-                told = said if told is None else told + said
-            elif here:
-                found |= self._answers(stage, features, here, going, asked, n_rows, own_rows)
-            if not above:
-                break
-            if own_rows:
-                rows = [going.index(place) for place in above]
-                x, first, told, length = (
-                    None if part is None else taken(part.unflatten(0, (len(going), n_rows)), rows).flatten(0, 1)
-                    for part in (x, first, told, length)
-                )
-            going = above
-        width = self.widest
-        return torch.stack([functional.pad(found[p], (0, width - found[p].shape[-1])) for p in range(len(asked))])
+        for stage in range(len(self.trunk.names)):
+            self._climb(stage, now)
+            if stage in self.taps:
+                found |= self._answers(stage, now, asked)
+                if not now.going:
+                    break
+        widest = max(task.n_outputs for task in self.tasks)
+        padded = (functional.pad(found[place], (0, widest - found[place].shape[-1])) for place in range(len(asked)))
+        return torch.stack(list(padded))
 
-    def _run(
-        self, name: str, stage: int, x: Any, first: Tensor | None, told: Tensor | None, length: Tensor | None
-    ) -> Tensor:
+    def _climb(self, stage: int, now: _Cascade) -> None:
+        """Run one stage."""
+        x: Input = now.inputs if now.x is None else now.x
         if self._reads_more(stage):
-            more = ([first] if self._has_shortcut(stage) else []) + ([] if told is None else [told])
-            x = _beside(x, [part for part in more if part is not None], self.trunk.channel_axis)
-        y, own = self.trunk.run_stage(name, x, length=length)
-        return y[0] if own else y
+            assert now.x is not None
+            shortcut = [now.first] if self._has_shortcut(stage) else []
+            x = _beside(now.x, [part for part in (*shortcut, now.told) if part is not None], self.trunk.channel_axis)
+        y, own = self.trunk.run_stage(self.trunk.names[stage], x, length=now.length)
+        now.x = y[0] if own else y
+        now.first = now.x if stage == 0 else now.first
 
-    def _answers(
-        self,
-        stage: int,
-        features: Tensor,
-        here: list[int],
-        going: list[int],
-        asked: list[int],
-        n_rows: int,
-        own_rows: bool,
-    ) -> dict[int, Tensor]:
-        """Return the scores of the tasks asked for at one level, each on the rows that are its own."""
-        members = [self._member(asked[place]) for place in here]
-        chosen = torch.tensor(members, device=features.device)
-        if own_rows:
-            rows = [going.index(place) for place in here]
-            own = taken(features.unflatten(0, (len(going), n_rows)), rows)
-            scores = self._level(stage).heads(own, own=True, only=chosen)
-        else:
-            scores = self._level(stage).heads(features, only=chosen)
-        return dict(zip(here, scores, strict=True))
-
-    @staticmethod
-    def _own(scores: Tensor, place: int, n_rows: int, own_rows: bool) -> Tensor:
-        return scores[place * n_rows : (place + 1) * n_rows] if own_rows else scores
-
-    def _member(self, task: int) -> int:
-        return self.members[self.levels[task]].index(task)
+    def _answers(self, stage: int, now: _Cascade, asked: list[int]) -> dict[int, Tensor]:
+        """Return the scores of the tasks asked for at one level, by their place in ``asked``; the others go on."""
+        assert now.x is not None
+        features = pooled(now.x, self.trunk.channel_axis, length=now.length)
+        here = [place for place in now.going if self.levels[asked[place]] == stage]
+        heads, members = self._level(stage).heads, [self.members[stage].index(asked[place]) for place in here]
+        found: dict[int, Tensor] = {}
+        if self.label_embeddings and len(here) < len(now.going):  # those above hear of every task of this level
+            scores = heads(features)
+            said = self._level(stage).embedded(scores)
+            now.told = said if now.told is None else now.told + said
+            own_scores = (scores[member] for member in members)
+            found = dict(zip(here, own_scores, strict=True))
+            if now.own_rows:
+                found = {place: now.rows_of(own, place)[0] for place, own in found.items()}
+        elif here:
+            own = now.rows_of(features, *here) if now.own_rows else features
+            chosen = torch.tensor(members, device=features.device)
+            found = dict(zip(here, heads(own, now.own_rows, only=chosen), strict=True))
+        now.go_on_without(here)
+        return found
 
     def _level(self, stage: int) -> _Level:
         level = self.outputs[self.trunk.names[stage]]
@@ -345,8 +354,8 @@ def _beside(x: Tensor, others: Sequence[Tensor], channel_axis: int) -> Tensor:
             other = other[(slice(None),) * middle + (None,) * len(shape)]
             other = other.expand(*other.shape[:middle], *shape, *other.shape[middle + len(shape) :])
         elif channel_axis == 1 and other.shape[2:] != x.shape[2:]:
-            pool = functional.adaptive_avg_pool1d if x.dim() == 3 else functional.adaptive_avg_pool2d
-            other = pool(other, list(x.shape[2:]))
+            pool: Any = functional.adaptive_avg_pool1d if x.dim() == 3 else functional.adaptive_avg_pool2d
+            other = pool(other, tuple(x.shape[2:]))
         parts.append(other)
     return torch.cat(parts, dim=channel_axis)
 

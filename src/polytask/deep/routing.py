@@ -114,7 +114,8 @@ class LearnedBranching(SharingNetwork):
         x = self._branch_features(inputs, own_rows)
         z = self._weights(_TASKS)
         z = z if chosen is None else z.index_select(0, chosen)
-        mixed = torch.einsum("tn,ntbh->tbh", z, x.unflatten(1, (len(asked), n_rows))) if own_rows else _mixed(z, x)
+        rows = x.reshape(len(x), -1, n_rows, x.shape[-1])  # (n, T', B, h) where each task has its own
+        mixed = torch.einsum("tn,ntbh->tbh", z, rows) if own_rows else _mixed(z, x)
         scores: Tensor = self.heads(mixed, own=True, only=chosen)
         return scores
 
@@ -182,4 +183,4 @@ class LearnedBranching(SharingNetwork):
 
 def _mixed(z: Tensor, x: Tensor) -> Tensor:
     """Return ``sum_j z_kj x_j``, ``(readers, R, …)`` from ``(branches, R, …)``."""
-    return (z @ x.flatten(1)).unflatten(1, x.shape[1:])
+    return (z @ x.flatten(1)).reshape(len(z), *x.shape[1:])

@@ -139,10 +139,10 @@ class _Thinner:
             return thin
         found = copy.deepcopy(module)
         if isinstance(found, nn.Linear):
-            found.weight, found.bias = self._filters(found)
+            self._filters(found)
             found.out_features, found.in_features = found.weight.shape
         elif isinstance(found, _CONVOLUTIONS) and found.groups == 1:
-            found.weight, found.bias = self._filters(found)
+            self._filters(found)
             found.out_channels, found.in_channels = found.weight.shape[:2]
         elif isinstance(found, (nn.LayerNorm, *_BATCH_NORMS)):
             self._norm(found)
@@ -152,7 +152,7 @@ class _Thinner:
             )
         return found
 
-    def _filters(self, layer: Any) -> tuple[nn.Parameter, nn.Parameter | None]:
+    def _filters(self, layer: Any) -> None:
         weight = layer.weight.detach()
         if self.picked is not None:
             mixed = weight.unflatten(
@@ -166,8 +166,9 @@ class _Thinner:
             )
         self.picked = somp(weight.flatten(1), width)
         rows = self.picked.rows
-        bias = None if layer.bias is None else nn.Parameter(layer.bias.detach()[rows])
-        return nn.Parameter(weight[rows]), bias
+        layer.weight = nn.Parameter(weight[rows])
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias.detach()[rows])
 
     def _norm(self, norm: Any) -> None:
         if self.picked is None:

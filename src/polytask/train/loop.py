@@ -298,6 +298,7 @@ class _Loop:
             self.stopped = torch.from_numpy(self.train.sizes == 0)
         self.best_weights = self.snapshot()
         self.gather_parameters({})
+        self.running: tuple[Tensor, list[int]] | None = None
         self.skip_stopped()
         self.whole = True
         self.path: Path | None = None
@@ -421,7 +422,7 @@ class _Loop:
 
     def skip_stopped(self) -> None:
         """Note which tasks still train, where each stops by itself; None stands for all."""
-        self.running: tuple[Tensor, list[int]] | None = None
+        self.running = None
         if self.each_stops and bool(self.stopped.any()):
             numbers = torch.nonzero(~self.stopped).flatten()
             self.running = (numbers.to(self.device), numbers.tolist())
@@ -455,9 +456,10 @@ class _Loop:
         self.network.load_state_dict(self.best_weights)
         origins = self.network.grow(self.held_out(valid))
         if origins is not None:
-            state = self.optimiser.state
-            inherited = {new: _branches_of(state[old], old, branches) for new, (old, branches) in origins.items()}
-            self.gather_parameters({**state, **inherited})
+            state: dict[Tensor, Any] = dict(self.optimiser.state)
+            for new, (old, branches) in origins.items():
+                state[new] = _branches_of(state.get(old, {}), old, branches)
+            self.gather_parameters(state)
         self.best_weights = self.snapshot()
         if origins is not None or not stalled:
             self.phase = self.epoch
