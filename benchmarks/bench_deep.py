@@ -145,9 +145,8 @@ class Towers:
             said = [x] * self.tasks
             for depth, unit in enumerate(units):
                 said = [tower[depth](each) for tower, each in zip(towers, said, strict=True)]
-                said = [
-                    torch.stack([a * each for a, each in zip(row, said, strict=True)]).sum(0) for row in unit.weight
-                ]
+                alpha = unit.weight
+                said = [sum(alpha[t, s] * each for s, each in enumerate(said)) for t in range(self.tasks)]
             return [head(each) for head, each in zip(heads, said, strict=True)]
 
         return self._looping([layer for tower in towers for layer in tower] + heads + units, scores)
