@@ -32,9 +32,8 @@ def train(network, tasks, inputs, targets, present=None, *, steps=5, optimiser=t
 def reached_twice(network, inputs):
     """Names of parameters with an element that the losses of two tasks reach."""
     scores = network.all_scores(inputs)
-    losses = MultiTaskLoss(network.tasks)(
-        scores, labels(network.tasks, ROWS), torch.ones(len(scores), ROWS, dtype=torch.bool)
-    )
+    present = torch.ones(scores.shape[:2], dtype=torch.bool)
+    losses = MultiTaskLoss(network.tasks)(scores, labels(network.tasks, scores.shape[1]), present)
     names, parameters = zip(*network.named_parameters(), strict=True)
     counts = [torch.zeros_like(parameter) for parameter in parameters]
     for loss in losses:
