@@ -19,7 +19,10 @@ from numba import njit
 
 from polytask.core.data import Ints
 from polytask.core.task import Floats
+from polytask.linear.solvers.row_newton import newton
 
+_FEW, _NEWTON = 24, 64  # most features in use for Newton's method at once, and after passes that were not enough
+_TINY = 1e-6  # of the largest norm: features that are as good as not in use
 _MEMORY = 5  # steps that are extrapolated
 _INNER = 4 * _MEMORY + 1  # most passes over the features in use between two passes over all
 
@@ -243,6 +246,52 @@ def _copy(source: Floats, target: Floats) -> None:
 
 
 @njit(cache=True)
+def _extrapolated(
+    by_feature: Floats,
+    pattern: Ints,
+    scale: Floats,
+    linear: Floats,
+    alpha: float,
+    W: Floats,
+    gradient: Floats,
+    norms: Floats,
+    buffers: Floats,
+    change: float,
+    most: int,
+) -> int:
+    """Make passes over the features in use until they change little against ``change``; return how many.
+
+    Every few of them are extrapolated, and the extrapolation is kept where it lowers the objective.
+    """
+    T, k = W.shape
+    points = np.empty((_MEMORY + 1, T, k))
+    slopes = np.empty((_MEMORY + 1, T, k))
+    new_W = np.empty((T, k))
+    new_gradient = np.empty((T, k))
+    kept = 0
+    inner = 0
+    while inner < min(_INNER, most):
+        _copy(W, points[kept])
+        _copy(gradient, slopes[kept])
+        kept += 1
+        if kept > _MEMORY:
+            if _extrapolate(points, slopes, new_W, new_gradient) and model_value(
+                new_W, new_gradient, linear, alpha
+            ) < model_value(W, gradient, linear, alpha):
+                _copy(new_W, W)
+                _copy(new_gradient, gradient)
+                _set_norms(W, norms)
+            _copy(W, points[0])
+            _copy(gradient, slopes[0])
+            kept = 1
+        moved = _pass(by_feature, pattern, scale, alpha, W, gradient, norms, True, buffers)
+        inner += 1
+        if moved <= 0.01 * change:
+            break
+    return inner
+
+
+@njit(cache=True)
 def descend(
     by_feature: Floats,
     pattern: Ints,
@@ -260,43 +309,36 @@ def descend(
 
     ``by_feature`` has the Gram matrices as ``(k, P, k)``, so that what the step of one feature needs lies together.
     Stops when the duality gap is at most ``tol_gap`` (if ``squares`` >= 0) or :func:`optimality` is
-    at most ``tol_kkt``. After each pass over all features, passes go over the features in use until
-    they change little; every few of them are extrapolated, and the extrapolation is kept where it
-    lowers the objective (Bertrand & Massias, Anderson acceleration of coordinate descent, 2021).
+    at most ``tol_kkt``. After each pass over all features comes Newton's method on the features in use
+    or, where these are many, passes over them with extrapolation (Bertrand & Massias, Anderson acceleration of
+    coordinate descent, 2021).
     """
     T, k = W.shape
     norms = np.zeros(k)
     _set_norms(W, norms)
     buffers = np.zeros((3, T))
-    points = np.empty((_MEMORY + 1, T, k))
-    slopes = np.empty((_MEMORY + 1, T, k))
-    new_W = np.empty((T, k))
-    new_gradient = np.empty((T, k))
     passes = 0
     while passes < max_passes:
         change = _pass(by_feature, pattern, scale, alpha, W, gradient, norms, False, buffers)
         passes += 1
-        kept = 0
-        inner = 0
-        while inner < _INNER and passes < max_passes:
-            _copy(W, points[kept])
-            _copy(gradient, slopes[kept])
-            kept += 1
-            if kept > _MEMORY:
-                if _extrapolate(points, slopes, new_W, new_gradient) and model_value(
-                    new_W, new_gradient, linear, alpha
-                ) < model_value(W, gradient, linear, alpha):
-                    _copy(new_W, W)
-                    _copy(new_gradient, gradient)
-                    _set_norms(W, norms)
-                _copy(W, points[0])
-                _copy(gradient, slopes[0])
-                kept = 1
-            moved = _pass(by_feature, pattern, scale, alpha, W, gradient, norms, True, buffers)
-            passes += 1
-            inner += 1
-            if moved <= 0.01 * change:
-                break
+        used = np.flatnonzero(norms > _TINY * norms.max())
+        taken = 0
+        if 0 < len(used) <= _FEW or (0 < len(used) <= _NEWTON and passes > _INNER):
+            old_W, old_gradient, old_norms = W.copy(), gradient.copy(), norms.copy()
+            precision = max(tol_kkt, 0.5 * tol_gap / norms.sum(), 1e-12 * alpha) / alpha
+            taken = newton(by_feature, pattern, scale, linear, alpha, used, precision, W, gradient, norms)
+            if taken > 0 and not model_value(W, gradient, linear, alpha) <= model_value(
+                old_W, old_gradient, linear, alpha
+            ):
+                _copy(old_W, W)
+                _copy(old_gradient, gradient)
+                norms[:] = old_norms
+                taken = 0
+        if taken == 0:
+            taken = _extrapolated(
+                by_feature, pattern, scale, linear, alpha, W, gradient, norms, buffers, change, max_passes - passes
+            )
+        passes += taken
         if optimality(W, gradient, alpha) <= tol_kkt:
             break
         if squares >= 0.0 and quadratic_gap(W, gradient, linear, squares, alpha) <= tol_gap:
