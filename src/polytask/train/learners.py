@@ -1,4 +1,4 @@
-"""The plain networks behind the Learner contract: single-task, hard sharing, soft sharing."""
+"""The plain networks behind the Learner contract: single-task, hard sharing, soft sharing by distance or rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from polytask.core.data import TaskData
-from polytask.core.errors import InputError
+from polytask.core.errors import InputError, unknown
 from polytask.core.search import Distribution, LogUniform
 from polytask.train.balancers import Reduction
 from polytask.train.network_learner import NetworkLearner, SharingLearner
@@ -73,3 +73,39 @@ class SoftSharingLearner(SharingLearner):
 
     def _description(self, data: TaskData) -> dict[str, Any]:
         return {**super()._description(data), "strength": float(self.strength)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceNormSharingLearner(SharingLearner):
+    """One network per task, whose stacked weights are pulled to low rank (Yang & Hospedales, 2017).
+
+    Parameters
+    ----------
+    strength
+        Weight of the trace norm, at least 0: 0 is single-task learning.
+    form
+        ``"laf"``, ``"tucker"`` or ``"tt"``: which unfoldings of the stacked weights have a low rank.
+    balancer
+        ``"equal"`` (the sum of the task losses), ``"uncertainty"`` or another loss weighting.
+    """
+
+    strength: float = 0.1
+    form: str = "laf"
+
+    summary: ClassVar[str] = "one network per task, stacked weights pulled to low rank"
+    network: ClassVar[str] = "trace-norm-sharing"
+    shares_parameters: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.strength < float("inf"):
+            raise InputError(f"strength is {self.strength}; give a finite number of at least 0")
+        if self.form not in ("laf", "tucker", "tt"):
+            raise InputError(unknown("form", self.form, ("laf", "tucker", "tt")))
+
+    @classmethod
+    def search_space(cls) -> dict[str, Distribution]:
+        return {**super().search_space(), "strength": LogUniform(1e-3, 10.0)}
+
+    def _description(self, data: TaskData) -> dict[str, Any]:
+        return {**super()._description(data), "strength": float(self.strength), "form": self.form}
