@@ -32,6 +32,11 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_N
 	$(PIP) $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[torch,parquet,dev]"
 	@touch $@
 
+# and the peers that benchmarks run against
+.venv/.bench: .venv/.dev
+	$(PIP) $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[torch,parquet,dev,bench]"
+	@touch $@
+
 demo: .venv/.run
 	$(BIN)/polytask compare --demo --jobs $(JOBS)
 
@@ -49,8 +54,9 @@ format: .venv/.dev
 
 bench: bench-linear bench-deep bench-balance bench-verdict
 
-bench-linear: .venv/.dev
-	$(ONE_THREAD) $(BIN)/python benchmarks/bench_linear_tasks.py
+bench-linear: .venv/.bench
+	@short=0; for part in bench_linear bench_linear_tasks; do \
+	  $(ONE_THREAD) $(BIN)/python benchmarks/$$part.py || short=1; done; exit $$short
 
 bench-deep: .venv/.dev
 	$(ONE_THREAD) $(BIN)/python benchmarks/bench_deep.py

@@ -73,13 +73,15 @@ class Table:
 
     missed: int = 0
 
-    def row(self, what: str, figure: float, goal: float | None, unit: str = "", note: str = "") -> None:
-        """Print a row; ``goal`` is the most the figure may be."""
+    def row(
+        self, what: str, figure: float, goal: float | None, unit: str = "", note: str = "", *, least: bool = False
+    ) -> None:
+        """Print a row; ``goal`` is the most the figure may be, or (``least``) the least."""
         verdict = ""
         if goal is not None:
-            verdict = "ok" if figure <= goal else "short"
+            verdict = "ok" if (figure >= goal if least else figure <= goal) else "short"
             self.missed += verdict == "short"
-        aim = "" if goal is None else f"<= {goal:g}"
+        aim = "" if goal is None else f"{'>=' if least else '<='} {goal:g}"
         print(f"{what:34} {figure:9.3g} {unit:3} {aim:>9}  {verdict:5} {note}", flush=True)
 
 

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from polytask.core.data import Ints
@@ -359,6 +358,8 @@ class OnlineMultiTask(RegressorMixin, BaseEstimator):
 
     def score(self, X: Any, y: Any, sample_weight: Any = None, tasks: Any = None) -> float:
         """Return the mean over tasks of R² (squared loss) or accuracy (perceptron) on the labelled cells."""
+        from sklearn.metrics import r2_score  # loaded when it is asked for
+
         check_is_fitted(self)
         predicted = self.predict(X, tasks).reshape(len(X), -1)
         weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
