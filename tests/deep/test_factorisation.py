@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -167,19 +170,19 @@ def test_random_factors_make_weights_of_the_deviation_asked_for(form):
     assert W.std().item() == pytest.approx(0.3, rel=0.1)
 
 
-def test_the_order_of_products_is_the_cheapest():
-    assert cheapest_order((2, 2, 2), (100, 3, 50))[-1] == 0
-    assert cheapest_order((8, 2, 2), (10, 300, 300))[0] == 0
-    many = (10, 300, 300)
+@pytest.mark.parametrize("seed", range(20))
+def test_the_order_of_products_is_the_cheapest_of_all(seed):
+    small, more = torch.randint(1, 9, (2, 4), generator=torch.Generator().manual_seed(seed)).tolist()
+    large = [few * times for few, times in zip(small, more, strict=True)]
 
     def products(order):
-        sizes, total = [8, 2, 2], 0
+        sizes, total = list(small), 0
         for mode in order:
-            total += sizes[0] * sizes[1] * sizes[2] * many[mode]
-            sizes[mode] = many[mode]
+            total += math.prod(sizes) * large[mode]
+            sizes[mode] = large[mode]
         return total
 
-    assert products(cheapest_order((8, 2, 2), many)) == min(products(o) for o in ((0, 1, 2), (1, 2, 0), (2, 1, 0)))
+    assert products(cheapest_order(small, large)) == min(map(products, itertools.permutations(range(4))))
 
 
 @pytest.mark.parametrize(("n_tasks", "ranks"), [(200, (2, 3)), (3, (3, 6))])

@@ -372,3 +372,9 @@ def test_one_layers_weights_are_not_made_to_explain_more_covariances_than_they_c
     assert [one.dim() for one in sides] == [2, 2, 2]
     sides = related(FOUR, widths=(200, 30)).covariances()["layer2"]
     assert [one.dim() for one in sides] == [2, 1, 2]
+
+
+def test_it_can_be_compiled_in_one_graph():
+    network, inputs = scattered(), table(ROWS, categorical=True)
+    compiled = torch.compile(network.all_scores, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(inputs), network.all_scores(inputs), rtol=0, atol=1e-12)

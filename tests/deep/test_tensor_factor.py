@@ -355,3 +355,23 @@ def test_impossible_settings_are_refused(options, words):
 def test_an_unknown_form_of_trained_networks_is_refused():
     with pytest.raises(InputError, match='Did you mean "laf"'):
         TensorFactorisation.from_single_task(single(), form="lav")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_can_be_exported_and_compiled_in_one_graph(form):
+    network, inputs = factorised(form=form), table(ROWS, categorical=True)
+    scores = network.all_scores(inputs)
+    exported = torch.export.export(_Scores(network), (inputs["numeric"], inputs["categorical"]), strict=False)
+    found = exported.module()(inputs["numeric"], inputs["categorical"])
+    torch.testing.assert_close(found, scores, rtol=0, atol=1e-12)
+    compiled = torch.compile(network.all_scores, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(inputs), scores, rtol=0, atol=1e-12)
+
+
+class _Scores(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, numeric, categorical):
+        return self.network.all_scores({"numeric": numeric, "categorical": categorical})
