@@ -108,8 +108,8 @@ def test_networks_without_shared_experts_have_nothing_to_balance_in_gradients():
 
 
 def test_experts_learn_opposite_curved_tasks_better_than_one_small_trunk():
-    pair = curved_pair(600, 10, cosine=-1.0, frequencies=(2.0,), phases=(0.5,), n_test=400, seed=0)
-    quick = {"widths": "6", "max_epochs": 60, "learning_rate": 1e-2, "device": "cpu"}
+    pair = curved_pair(400, 10, cosine=-1.0, frequencies=(2.0,), phases=(0.5,), n_test=400, seed=0)
+    quick = {"widths": "6", "max_epochs": 20, "learning_rate": 1e-2, "device": "cpu"}
 
     def error(learner):
         scores = learner.fit(pair.data, seed=0).predict(pair.test)
