@@ -35,7 +35,7 @@ from polytask.deep.base import SharingNetwork
 from polytask.deep.encoders import BranchedEncoder, Encoder, pooled
 from polytask.deep.heads import Heads
 from polytask.deep.levels import levels_relation, lower_part, stage_numbers, stage_widths
-from polytask.deep.rows import Input, taken
+from polytask.deep.rows import Input, in_order, selection, taken
 from polytask.deep.seeding import seeded
 from polytask.deep.soft_labels import SoftLabels
 from polytask.deep.stacking.recurrent import Recurrent
@@ -85,9 +85,15 @@ class _Cascade:
         self.first: Tensor | None = None
         self.told: Tensor | None = None
 
-    def rows_of(self, rows: Tensor, *places: int) -> Tensor:
+    def rows_of(self, rows: Tensor, places: Sequence[int]) -> Tensor:
         """Return the rows of some of the tasks that go on, ``(T'', B, …)`` out of ``(T'·B, …)``."""
         return taken(rows.reshape(len(self.going), self.n_rows, *rows.shape[1:]), [*map(self.going.index, places)])
+
+    def own_part(self, scores: Tensor, places: Sequence[int]) -> Tensor:
+        """Return each task's scores on its own rows, ``(m, B, K)`` out of ``(m, T'·B, K)``."""
+        parts = scores.reshape(len(scores), len(self.going), self.n_rows, scores.shape[-1])
+        own = torch.tensor([*map(self.going.index, places)], device=scores.device)
+        return parts[torch.arange(len(scores), device=scores.device), own]
 
     def go_on_without(self, here: Sequence[int]) -> None:
         """Drop the tasks that have their answer."""
@@ -95,7 +101,7 @@ class _Cascade:
         if self.own_rows and left and here:
             parts = (self.x, self.first, self.told, self.length)
             self.x, self.first, self.told, self.length = (
-                None if part is None else self.rows_of(part, *left).flatten(0, 1) for part in parts
+                None if part is None else self.rows_of(part, left).flatten(0, 1) for part in parts
             )
         self.going = left
 
@@ -211,16 +217,14 @@ class JointManyTask(SharingNetwork):
     ) -> Tensor:
         asked = list(range(len(self.tasks))) if only is None else list(only)
         now = _Cascade(inputs, own_rows, len(asked))
-        found: dict[int, Tensor] = {}
+        parts = []
         for stage in range(len(self.trunk.names)):
             self._climb(stage, now)
             if stage in self.taps:
-                found |= self._answers(stage, now, asked)
+                parts.append(self._answers(stage, now, asked))
                 if not now.going:
                     break
-        widest = max(task.n_outputs for task in self.tasks)
-        padded = (functional.pad(found[place], (0, widest - found[place].shape[-1])) for place in range(len(asked)))
-        return torch.stack(list(padded))
+        return in_order(parts, max(task.n_outputs for task in self.tasks))
 
     def _climb(self, stage: int, now: _Cascade) -> None:
         """Run one stage."""
@@ -233,27 +237,25 @@ class JointManyTask(SharingNetwork):
         now.x = y[0] if own else y
         now.first = now.x if stage == 0 else now.first
 
-    def _answers(self, stage: int, now: _Cascade, asked: list[int]) -> dict[int, Tensor]:
-        """Return the scores of the tasks asked for at one level, by their place in ``asked``; the others go on."""
+    def _answers(self, stage: int, now: _Cascade, asked: list[int]) -> tuple[list[int], Tensor]:
+        """Return the places in ``asked`` of the tasks of one level, and their scores; the others go on."""
         assert now.x is not None
         features = pooled(now.x, self.trunk.channel_axis, length=now.length)
         here = [place for place in now.going if self.levels[asked[place]] == stage]
         heads, members = self._level(stage).heads, [self.members[stage].index(asked[place]) for place in here]
-        found: dict[int, Tensor] = {}
         if self.label_embeddings and len(here) < len(now.going):  # those above hear of every task of this level
-            scores = heads(features)
-            said = self._level(stage).embedded(scores)
+            every = heads(features)
+            said = self._level(stage).embedded(every)
             now.told = said if now.told is None else now.told + said
-            own_scores = (scores[member] for member in members)
-            found = dict(zip(here, own_scores, strict=True))
-            if now.own_rows:
-                found = {place: now.rows_of(own, place)[0] for place, own in found.items()}
-        elif here:
-            own = now.rows_of(features, *here) if now.own_rows else features
-            chosen = torch.tensor(members, device=features.device)
-            found = dict(zip(here, heads(own, now.own_rows, only=chosen), strict=True))
+            scores = now.own_part(taken(every, members), here) if now.own_rows else taken(every, members)
+        elif not here:
+            scores = features[:0]
+        else:
+            own = now.rows_of(features, here) if now.own_rows else features
+            only = selection(members, len(self.members[stage]), features.device)
+            scores = heads(own, now.own_rows, only=only)
         now.go_on_without(here)
-        return found
+        return here, scores
 
     def _level(self, stage: int) -> _Level:
         level = self.outputs[self.trunk.names[stage]]

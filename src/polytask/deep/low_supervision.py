@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,7 +22,7 @@ from polytask.deep.base import SharingNetwork
 from polytask.deep.encoders import BranchedEncoder, Encoder, pooled
 from polytask.deep.heads import Heads
 from polytask.deep.levels import levels_relation, lower_part, stage_numbers, stage_widths
-from polytask.deep.rows import Input, all_joined, joined, parted, taken
+from polytask.deep.rows import Input, all_joined, in_order, joined, parted, selection, taken
 
 
 class LowSupervision(SharingNetwork):
@@ -69,19 +67,14 @@ class LowSupervision(SharingNetwork):
         self, inputs: Mapping[str, Tensor], own_rows: bool = False, *, only: Sequence[int] | None = None
     ) -> Tensor:
         asked = list(range(len(self.tasks))) if only is None else list(only)
-        chosen = None if only is None else torch.tensor(only, device=self.heads.used.device)
-        features = self._own_features(inputs, asked) if own_rows else self._features(inputs, asked)
-        scores: Tensor
-        if own_rows:
-            order = np.argsort([place for _, places in features for place in places]).tolist()
-            scores = self.heads(taken(torch.cat([x for x, _ in features]), order), own=True, only=chosen)
-        elif len(features) == 1:
-            scores = self.heads(features[0][0], only=chosen)
-        else:
-            stage_of = {place: number for number, (_, places) in enumerate(features) for place in places}
-            stacked = torch.stack([x for x, _ in features])
-            scores = self.heads(taken(stacked, [stage_of[place] for place in range(len(asked))]), own=True, only=chosen)
-        return scores
+        found = self._own_features(inputs, asked) if own_rows else self._features(inputs, asked)
+        parts = []
+        for features, places in found:
+            members = [asked[place] for place in places]
+            parts.append(
+                (places, self.heads(features, own_rows, only=selection(members, len(self.tasks), features.device)))
+            )
+        return in_order(parts, self.heads.used.shape[-1])
 
     def _features(self, inputs: Mapping[str, Tensor], asked: list[int]) -> list[tuple[Tensor, list[int]]]:
         """Return, level by level, the features ``(B, h)`` and the places of the tasks that read them."""

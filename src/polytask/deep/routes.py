@@ -11,7 +11,7 @@ from torch import Tensor
 from polytask.deep.branches import Branches
 from polytask.deep.encoders import BranchedEncoder, pooled
 from polytask.deep.heads import Heads
-from polytask.deep.rows import Input, all_joined, joined, parted, taken
+from polytask.deep.rows import Input, all_joined, joined, parted, selection, taken
 from polytask.deep.tree import Step
 
 
@@ -44,11 +44,12 @@ def tree_scores(
 def _shared_features(trunk: BranchedEncoder, inputs: Mapping[str, Tensor], steps: Sequence[Step]) -> Tensor:
     """Return the features ``(k, B, h)`` of the branches that run."""
     x: Input = inputs
+    device = next(iter(inputs.values())).device
     own, length = False, inputs.get("length")
     for name, step in zip(trunk.names, steps, strict=True):
         if own and isinstance(x, Tensor):
             x, own = (x[0], False) if len(x) == 1 else (taken(x, step.parents), True)
-        x, own = trunk.run_stage(name, x, own, _only(trunk, name, step.branches), length=length)
+        x, own = trunk.run_stage(name, x, own, _only(trunk, name, step.branches, device), length=length)
     assert isinstance(x, Tensor)
     features = pooled(x, trunk.channel_axis, own, length=length)
     return features if own else features[None]
@@ -72,7 +73,8 @@ def _own_stage(trunk: BranchedEncoder, name: str, x: Input, step: Step, length: 
         members = [np.flatnonzero(place == branch) for branch in np.flatnonzero(sizes == size)]
         flat = np.concatenate(members).tolist()
         shape = (len(members), int(size))
-        only = _only(trunk, name, tuple(step.branches[place[one[0]]] for one in members))
+        device = (x if isinstance(x, Tensor) else next(iter(x.values()))).device
+        only = _only(trunk, name, tuple(step.branches[place[one[0]]] for one in members), device)
         lengths = None if length is None else joined(length, flat, shape)
         y, own = trunk.run_stage(name, all_joined(x, flat, shape), True, only, length=lengths)
         assert own
@@ -81,9 +83,7 @@ def _own_stage(trunk: BranchedEncoder, name: str, x: Input, step: Step, length: 
     return taken(outputs[0] if len(outputs) == 1 else torch.cat(outputs), np.argsort(order).tolist())
 
 
-def _only(trunk: BranchedEncoder, name: str, branches: tuple[int, ...]) -> Tensor | None:
+def _only(trunk: BranchedEncoder, name: str, branches: tuple[int, ...], device: torch.device) -> Tensor | None:
     stage = trunk.stages[name]
     assert isinstance(stage, Branches)
-    if branches == tuple(range(stage.n)):
-        return None
-    return torch.tensor(branches, device=next((p.device for p in trunk.parameters()), None))
+    return selection(branches, stage.n, device)
