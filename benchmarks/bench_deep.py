@@ -55,6 +55,7 @@ from polytask.deep import (
     convnet,
     mlp,
 )
+from polytask.deep.factorisation import Form
 
 Step = Callable[[], float]
 """Does one training step and returns the CPU seconds that its penalty took."""
@@ -386,10 +387,16 @@ def _spread(tasks: Sequence[Task], encoder: Encoder) -> dict[str, str]:
     return {task.name: stages[number * len(stages) // len(tasks)] for number, task in enumerate(tasks)}
 
 
+def _factorised(tasks: Sequence[Task], encoder: Encoder, form: Form) -> SharingNetwork:
+    return TensorFactorisation(tasks, encoder, ranks=max(2, len(tasks) // 4), form=form)
+
+
 _OTHERS: dict[str, Callable[..., SharingNetwork]] = {
     "trace norm": lambda tasks, encoder: TraceNormSharing(tasks, encoder, strength=0.1),
     "relationship network": RelationshipNetwork,
-    "tensor factorisation (Tucker, 10 %)": lambda tasks, encoder: TensorFactorisation(tasks, encoder, ranks=0.1),
+    "factorisation, LAF, T/4": lambda tasks, encoder: _factorised(tasks, encoder, "laf"),
+    "factorisation, Tucker, T/4": lambda tasks, encoder: _factorised(tasks, encoder, "tucker"),
+    "factorisation, tensor train, T/4": lambda tasks, encoder: _factorised(tasks, encoder, "tt"),
     "adaptive, before it grows": AdaptiveSharing,
     "low supervision": lambda tasks, encoder: LowSupervision(tasks, encoder, levels=_spread(tasks, encoder)),
     "joint many-task": lambda tasks, encoder: JointManyTask(

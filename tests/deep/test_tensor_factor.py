@@ -339,6 +339,7 @@ def test_convolutions_and_recurrent_layers_are_factorised():
     [
         ({"form": "tuker"}, 'Did you mean "tucker"'),
         ({"ranks": 0}, "ranks is 0"),
+        ({"ranks": 0.1}, "ranks is 0.1"),
         ({"ranks": {"layer1": (2, 3, 3)}}, "ranks lacks the layers"),
         ({"ranks": {"layer3": (2, 3, 3)}}, "unknown layer"),
         ({"stages": ["layer3"]}, "unknown stage"),

@@ -307,9 +307,12 @@ def _layers(
 def _ranks(shapes: Mapping[str, Sequence[int]], form: Form, ranks: Ranks) -> dict[str, tuple[int, ...]]:
     """Return name of a layer → its ranks; ranks themselves are checked where factors are made."""
     ordered = {name: [shape[mode] for mode in _order(form, len(shape))] for name, shape in shapes.items()}
-    if isinstance(ranks, int):
-        if ranks < 1:
-            raise InputError(f"ranks is {ranks}; give at least one component")
+    if not isinstance(ranks, Mapping):
+        if not isinstance(ranks, int) or ranks < 1:
+            raise InputError(
+                f"ranks is {ranks}; give the number of components, at least 1, or every layer's ranks (a tolerance is for "
+                "TensorFactorisation.from_single_task)"
+            )
         return {name: full_ranks(shape, form, ranks) for name, shape in ordered.items()}
     for name in ranks:
         if name not in shapes:
