@@ -310,8 +310,8 @@ def _ranks(shapes: Mapping[str, Sequence[int]], form: Form, ranks: Ranks) -> dic
     if not isinstance(ranks, Mapping):
         if not isinstance(ranks, int) or ranks < 1:
             raise InputError(
-                f"ranks is {ranks}; give the number of components, at least 1, or every layer's ranks (a tolerance is for "
-                "TensorFactorisation.from_single_task)"
+                f"ranks is {ranks}; give the number of components, at least 1, or every layer's ranks (a tolerance is "
+                "for TensorFactorisation.from_single_task)"
             )
         return {name: full_ranks(shape, form, ranks) for name, shape in ordered.items()}
     for name in ranks:
