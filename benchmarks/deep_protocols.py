@@ -126,7 +126,7 @@ def blocks(rows: Ints, size: int, split: int, seed: int) -> Ints:
 class MultiMnist(Protocol):
     """Two digits in one picture."""
 
-    n_train, n_test = 3000, 5000
+    n_train, n_test = 2000, 5000
     name = "multi-mnist"
     title = f"MultiMNIST: left and right digit of 36 x 36 pictures, {n_train:,} to learn from, {n_test:,} to test on"
     metric = "mean accuracy"

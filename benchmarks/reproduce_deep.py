@@ -422,9 +422,9 @@ def report(store: Store) -> str:
         f"Made by `make reproduce-deep` ({libraries}, Python {platform.python_version()}). Mean ± standard deviation "
         f"over {dp.N_SPLITS} splits, each with seeds of its own; differences are paired, with 95 % intervals (not "
         "adjusted for their number). **Bold**: better than single-task networks by an interval that does not hold 0; "
-        "*italics*: worse. All methods have the same network per task or branch, epochs, batches and learning rate; one "
-        "hyper-parameter of three values is chosen within the training rows of the first split. CPU s: training of one "
-        "split in one thread, with what a method trains beforehand.",
+        "*italics*: worse. All methods have the same network per task or branch, epochs, batches and learning rate; "
+        "one hyper-parameter of three values is chosen within the training rows of the first split. CPU s: training of "
+        "one split in one thread, with what a method trains beforehand.",
         "",
     ]
     for protocol in dp.PROTOCOLS:
