@@ -85,7 +85,7 @@ class _Carry(nn.Module):
         maps = attended.flatten(0, 1)
         maps = self.layer(maps if maps.dim() == 4 else maps[..., None, None])
         maps = functional.adaptive_max_pool2d(maps, tuple(positions) or (1, 1))
-        return _channels_last(maps.unflatten(0, attended.shape[:2]), 1, True).flatten(1, -2)
+        return _channels_last(torch.unflatten(maps, 0, attended.shape[:2]), 1, True).flatten(1, -2)
 
 
 def _channels_last(x: Tensor, axis: int, own: bool) -> Tensor:
@@ -140,7 +140,7 @@ class MTAN(SharingNetwork):
         for number, name in enumerate(self.stages):
             x, has_axis = self.trunk.run_stage(name, x, has_axis, length=joined.get("length"))
             plain = x[0] if has_axis else x
-            seen = plain.unflatten(0, shape) if own_rows else plain
+            seen = torch.unflatten(plain, 0, shape) if own_rows else plain
             attended = self._attend(number, seen, own_rows, attended, chosen)
         assert attended is not None
         scores: Tensor = self.heads(pooled(attended, self.axis, True, length=length), True, only=chosen)
@@ -152,7 +152,7 @@ class MTAN(SharingNetwork):
         carried = None if past is None else self.carries[number - 1](past, last.shape[1 + own : -1])
         masks = self.masks[number](last.flatten(int(own), -2), own, carried, only)
         self.use[number](masks.mean(1), only)
-        masks = masks.unflatten(1, last.shape[int(own) : -1])
+        masks = torch.unflatten(masks, 1, last.shape[int(own) : -1])
         return (masks.movedim(-1, 2) if self.axis == 1 else masks) * x
 
     def shared_parameters(self) -> list[nn.Parameter]:
@@ -162,7 +162,7 @@ class MTAN(SharingNetwork):
     def relations(self) -> dict[str, Relation]:
         """Return each task's mean mask per stage, and how alike the tasks' masks are over all channels."""
         names = tuple(task.name for task in self.tasks)
-        means = [use.get_buffer("mean").double() for use in self.use]  # type: ignore[union-attr]  # they are modules
+        means = [use.get_buffer("mean").double() for use in self.use]
         attention = torch.stack([mean.mean(1) for mean in means]).cpu().numpy()
         about = "mean mask of each task on each stage over the last training batches: 1 = all passes, 0 = nothing"
         found = {"attention": Relation("loadings", attention, self.stages, names, about)}

@@ -83,7 +83,7 @@ class _Reader(nn.Module):
         if self.axis != 1 or x.dim() != 4 + own:
             raise InputError(f"grid is {self.grid}, but only images have cells; leave it at 1")
         cells = functional.adaptive_avg_pool2d(x.flatten(0, 1) if own else x, self.grid).flatten(1)
-        return cells.unflatten(0, x.shape[:2]) if own else cells
+        return torch.unflatten(cells, 0, x.shape[:2]) if own else cells
 
 
 class _Experts(nn.Module):
@@ -136,13 +136,13 @@ class _Part:
         lead = 3 if self.own else 2
         equation = "tbe,tebh->tbh" if self.own else "tbe,ebh->tbh"
         mixed = torch.einsum(equation, self.gates, self.features.flatten(lead))
-        return mixed.unflatten(-1, self.features.shape[lead:])
+        return torch.unflatten(mixed, -1, self.features.shape[lead:])
 
     def scored(self, heads: Heads, only: Tensor | None) -> Tensor:
         """Return ``sum_e g_tbe head_t(f_eb)``, ``(T, B, K)``, from features ``(…, h)``."""
         n_experts, n_rows = self.features.shape[-3:-1]
         each = heads(self.features.flatten(-3, -2), self.own, only=only)
-        each = each.unflatten(1, (n_experts, n_rows))
+        each = torch.unflatten(each, 1, (n_experts, n_rows))
         return (each * self.gates.transpose(1, 2).unsqueeze(-1)).sum(1)
 
 
@@ -222,7 +222,7 @@ class _Mixture(_ExpertNetwork):
         said, seen = self.say(inputs, own_rows)
         if own_rows:
             shape = next(iter(inputs.values())).shape[:2]
-            said, seen = said.unflatten(1, shape).transpose(0, 1), seen.unflatten(0, shape)
+            said, seen = torch.unflatten(said, 1, shape).transpose(0, 1), torch.unflatten(seen, 0, shape)
         gates = self.gates(seen, own_rows, only=chosen)
         self.use(gates.mean(1), chosen)
         return self.top([_Part(said, gates, own_rows)], chosen)
@@ -299,7 +299,7 @@ class OMoE(_Mixture):
     ) -> Tensor:
         features = self._trunk(inputs, own_rows)
         if own_rows:
-            features = features.unflatten(0, next(iter(inputs.values())).shape[:2])
+            features = torch.unflatten(features, 0, next(iter(inputs.values())).shape[:2])
         scores: Tensor = self.heads(features, own_rows, only=self.index(only))
         return scores
 
@@ -430,18 +430,18 @@ class _Level(nn.Module):
             x, own = streams.private, True
             if shape is not None:
                 chosen = torch.arange(len(x), device=x.device) if only is None else only
-                x = x.unflatten(1, shape)[chosen, torch.arange(len(chosen), device=x.device)]
+                x = torch.unflatten(x, 1, shape)[chosen, torch.arange(len(chosen), device=x.device)]
             elif only is not None:
                 x = x[only]
         elif shape is not None:
-            x, own = x.unflatten(0, shape), True
+            x, own = torch.unflatten(x, 0, shape), True
         if shape is not None and length is not None:
-            length = length.unflatten(0, shape)
+            length = torch.unflatten(length, 0, shape)
         gates = self.gates(reader.seen(x, own, length), own, only=only)
         self.use(gates.mean(1), only)
         private, shared = self._say(x, own, streams, pool=True, length=length, only=only)
         if shared is not None and shape is not None:
-            shared = shared.unflatten(1, shape).transpose(0, 1)
+            shared = torch.unflatten(shared, 1, shape).transpose(0, 1)
         return self.parts(private, shared, gates, own_rows=shape is not None)
 
     def _say(
@@ -466,7 +466,7 @@ class _Level(nn.Module):
         if only is not None:
             only = (only[:, None] * copies + torch.arange(copies, device=only.device)).flatten()
         private = self.private(x, own, length=length, only=only, pool=pool)
-        return private.unflatten(0, (-1, copies)), shared
+        return torch.unflatten(private, 0, (-1, copies)), shared
 
     def parts(
         self, private: Tensor | None, shared: Tensor | None, gates: Tensor, *, own_rows: bool = False

@@ -155,8 +155,9 @@ class SelectGates(nn.Module):
             z, w = z.unsqueeze(1), w.unsqueeze(1)
         else:
             logits: Tensor = self.linear(x, own, only=only)
-            z, w = logits.split([logits.shape[-1] - self.n_selected, self.n_selected], dim=-1)
-        return selectors(z.unflatten(-1, (self.n_selected, -1)), self.n_experts, self.width), w
+            n_steps = logits.shape[-1] - self.n_selected
+            z, w = logits[..., :n_steps], logits[..., n_steps:]
+        return selectors(torch.unflatten(z, -1, (self.n_selected, -1)), self.n_experts, self.width), w
 
     def forward(self, x: Tensor, own: bool = False, *, only: Tensor | None = None) -> Tensor:
         """Return gates ``(n, B, E)`` from ``(B, p)`` or, with ``own``, ``(n, B, p)``; ``only`` picks gates."""
