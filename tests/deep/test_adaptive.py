@@ -11,8 +11,7 @@ from torch import nn
 
 from polytask.core.errors import InputError
 from polytask.core.task import Binary, Regression
-from polytask.deep import AdaptiveSharing, Encoder, HardSharing, MultiTaskLoss, SingleTask, bilstm
-from polytask.deep.base import HeldOut
+from polytask.deep import AdaptiveSharing, Encoder, HardSharing, HeldOut, MultiTaskLoss, SingleTask, bilstm
 from polytask.deep.branching import best_grouping, margins, task_affinity
 from polytask.deep.tree import check_tree, plan, tree_relation
 
@@ -153,6 +152,23 @@ def test_with_own_rows_a_branch_sees_the_rows_of_all_its_tasks_together():
                 rows[t] = part
     expected = torch.stack([network.heads.linear.copy(t)(rows[t]) for t in range(5)]) * network.heads.used
     torch.testing.assert_close(network.all_scores(inputs, True), expected, rtol=0, atol=1e-10)
+
+
+def test_training_permuted_tasks_permutes_the_result():
+    order = [3, 0, 4, 1, 2]
+    inputs, targets = table(ROWS), labels(MIXED, ROWS)
+    one = scattered(adaptive())
+    tasks, tree = tuple(MIXED[t] for t in order), np.array(TREE)[:, order]
+    two = AdaptiveSharing(tasks, encoder(), tree=tree).double()
+    for name, old_row, new_row in zip(one.trunk.names, TREE, two.tree.tolist(), strict=True):
+        for place, t in enumerate(order):
+            for part, weight in two.trunk.stages[name].weights.items():
+                weight.data[new_row[place]] = one.trunk.stages[name].weights[part].data[old_row[t]]
+    for part, weight in two.heads.linear.weights.items():
+        weight.data.copy_(one.heads.linear.weights[part][order])
+    scores = train(one, MIXED, inputs, targets).all_scores(inputs)[order]
+    permuted = train(two, tasks, inputs, targets[order]).all_scores(inputs)
+    torch.testing.assert_close(permuted, scores, rtol=0, atol=1e-10)
 
 
 # -- splits ----------------------------------------------------------------------------------------

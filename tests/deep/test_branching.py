@@ -88,6 +88,17 @@ def test_affinity_does_not_depend_on_which_class_is_called_the_second():
     np.testing.assert_allclose(task_affinity(margins(BINARY, scores, targets, present), present), one, atol=1e-12)
 
 
+def test_permuted_tasks_have_the_permuted_affinity_and_the_same_groups():
+    order = np.array([4, 2, 6, 0, 5, 1, 3])
+    A, _ = blocks((4, 3))
+    scores, targets, present = answers()
+    m = margins(BINARY, scores, targets, present)
+    four = np.array([2, 0, 3, 1])
+    np.testing.assert_array_equal(task_affinity(m[four], present[four]), task_affinity(m, present)[np.ix_(four, four)])
+    groups = best_grouping(A[np.ix_(order, order)], alpha=4.0, cost=1.0)
+    assert adjusted_rand_score(groups, best_grouping(A, alpha=4.0, cost=1.0)[order]) == 1.0
+
+
 def test_a_copied_task_has_affinity_1_and_lands_in_the_same_group():
     scores, targets, _ = answers(n_rows=200)
     scores[3], targets[3] = scores[0], targets[0]

@@ -2,6 +2,7 @@
 
 from polytask.deep.adaptive import AdaptiveSharing as AdaptiveSharing
 from polytask.deep.attention import MTAN as MTAN
+from polytask.deep.base import HeldOut as HeldOut
 from polytask.deep.base import ParameterGroup as ParameterGroup
 from polytask.deep.base import SharingNetwork as SharingNetwork
 from polytask.deep.branches import Branches as Branches
