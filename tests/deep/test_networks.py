@@ -121,7 +121,36 @@ def test_with_one_task_every_network_is_the_single_task_network_bit_for_bit(kind
     assert one.all_scores(inputs).dtype == dtype
 
 
-@pytest.mark.parametrize("kind", ["single", "soft", "soft, pairwise gradient"])
+ORDERLY = [
+    "single", "soft", "soft, pairwise gradient", "soft, graph", "trace norm", "cross-stitch", "sluice",
+]  # fmt: skip
+"""Networks that start the same for every task and have no task that plays a part of its own."""
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_gradients_of_the_losses_are_those_of_finite_differences(kind):
+    """Along random directions in all parameters at once, with a smooth activation."""
+    network = build(kind, activation="tanh", cardinalities=CARDINALITIES)
+    inputs, targets, loss = table(ROWS, categorical=True), labels(MIXED, ROWS), MultiTaskLoss(MIXED)
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(
+        loss(network.all_scores(inputs), targets, ALL).sum(), parameters, allow_unused=True, materialize_grads=True
+    )
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(3):
+        directions = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+        values = []
+        for step in (1e-6, -2e-6):
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter.data.add_(direction, alpha=step)
+            values.append(loss(network.all_scores(inputs), targets, ALL).sum().item())
+        for parameter, direction in zip(parameters, directions, strict=True):
+            parameter.data.add_(direction, alpha=1e-6)
+        slope = sum((g * d).sum().item() for g, d in zip(gradients, directions, strict=True))
+        assert slope == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ORDERLY)
 def test_training_permuted_tasks_permutes_the_result(kind):
     order = [3, 0, 4, 1, 2]
     inputs, targets = table(ROWS), labels(MIXED, ROWS)

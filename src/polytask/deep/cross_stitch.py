@@ -126,7 +126,7 @@ class CrossStitch(MixedTowers):
             if alpha.dim() == 2:
                 return mix(alpha[:, None, :, None], x, self.encoder.channel_axis)
             return mix_channels(alpha, x, self.encoder.channel_axis)
-        parts = x.unflatten(1, (len(alpha), -1))
+        parts = x.unflatten(1, (len(alpha), -1))  # type: ignore[no-untyped-call]
         if alpha.dim() == 2:
             return mix_own_rows(alpha[:, None, :, None], parts, self.encoder.channel_axis)
         axis = 3 if self.encoder.channel_axis == 1 else -1

@@ -90,7 +90,7 @@ class _MixInParts(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         matrix, x = ctx.saved_tensors
         of_matrix, of_x, transposed = torch.zeros_like(matrix), torch.empty_like(x), matrix.T.contiguous()
@@ -138,7 +138,8 @@ def mix_own_rows(weight: Tensor, x: Tensor, channel_axis: int = 1) -> Tensor:
     """
     m, parts, n, _ = weight.shape
     axis = 3 if channel_axis == 1 else x.dim() - 1
-    split = x.unflatten(axis, (parts, -1)).movedim(axis, 1).movedim(2, 0)  # (m, n, S, B, …)
+    parted = x.unflatten(axis, (parts, -1))  # type: ignore[no-untyped-call]
+    split = parted.movedim(axis, 1).movedim(2, 0)  # (m, n, S, B, …)
     mixed = torch.bmm(weight.flatten(2), split.reshape(m, n * parts, -1)).view(m, parts, *split.shape[3:])
     return mixed.movedim(1, axis - 1).flatten(axis - 1, axis)
 
@@ -287,4 +288,4 @@ def _read(x: Tensor, own_rows: bool, only: Tensor | None) -> Tensor:
         return x if only is None else x[only]
     n_asked = len(x) if only is None else len(only)
     each = torch.arange(n_asked, device=x.device)
-    return x.unflatten(1, (n_asked, -1))[each if only is None else only, each]
+    return x.unflatten(1, (n_asked, -1))[each if only is None else only, each]  # type: ignore[no-untyped-call]

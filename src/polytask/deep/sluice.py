@@ -200,7 +200,7 @@ class Sluice(MixedTowers):
         alpha = self.mixing[site] if only is None else self.mixing[site][only]
         if not own_rows:
             return mix(alpha, x, self.encoder.channel_axis)
-        return mix_own_rows(alpha, x.unflatten(1, (len(alpha), -1)), self.encoder.channel_axis)
+        return mix_own_rows(alpha, x.unflatten(1, (len(alpha), -1)), self.encoder.channel_axis)  # type: ignore[no-untyped-call]
 
     def mixing_parameters(self) -> list[nn.Parameter]:
         return [*super().mixing_parameters(), *([self.layer_weights] if self.sites else [])]
