@@ -111,7 +111,7 @@ class Vmapped(Templated):
         numbers = torch.arange(self.asked(only))
         run = torch.vmap(lambda _, state, x: self.called(state, x), in_dims=(0, 0, places), randomness="different")
         try:
-            with _batchable_attention():
+            with sdpa_kernel(SDPBackend.MATH) if torch.compiler.is_compiling() else _batchable_attention():
                 y, changed = run(numbers, state, x)
         except RuntimeError as error:
             if not any(word in str(error) for word in ("vmap", "atching rule")):
