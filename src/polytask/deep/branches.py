@@ -108,8 +108,10 @@ class Branches(nn.Module):
             return y, own
         assert isinstance(x, Tensor)
         numbers = torch.arange(self.n, device=x.device) if only is None else only
-        parts = x.split(together) if own else [x] * len(numbers)
-        found = [self.stack(part, own, some)[0] for part, some in zip(parts, numbers.split(together), strict=False)]
+        parts = torch.split(x, together) if own else [x] * len(numbers)
+        found = [
+            self.stack(part, own, some)[0] for part, some in zip(parts, torch.split(numbers, together), strict=False)
+        ]
         return torch.cat(found), True
 
     def _together(self, x: Input, own: bool) -> int:

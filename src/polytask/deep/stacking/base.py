@@ -94,7 +94,7 @@ def fold_channels(x: Tensor) -> Tensor:
 
 def unfold_channels(y: Tensor, n: int) -> Tensor:
     """Return ``(B, n·C, …)`` as ``(n, B, C, …)``, a view."""
-    return y.unflatten(1, (n, -1)).transpose(0, 1)
+    return torch.unflatten(y, 1, (n, -1)).transpose(0, 1)
 
 
 def fold_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def fold_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     turned = not x.is_contiguous() and x.transpose(0, 1).is_contiguous()
     if turned:
         x = x.transpose(0, 1)
-    y = function(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    y = torch.unflatten(function(x.flatten(0, 1)), 0, x.shape[:2])
     return y.transpose(0, 1) if turned else y
 
 

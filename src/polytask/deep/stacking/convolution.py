@@ -9,6 +9,7 @@ input is one convolution with ``n·out`` outputs and no groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,7 +37,7 @@ class _Convolution(Stacked):
         first = modules[0]
         self.kind = type(first)
         self.convolve = functional.conv1d if self.kind is nn.Conv1d else functional.conv2d
-        self.options = {
+        self.options: dict[str, Any] = {
             "kernel_size": first.kernel_size,
             "stride": first.stride,
             "padding": first.padding,

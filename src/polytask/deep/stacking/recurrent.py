@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from polytask.core.errors import InputError, unknown
 from polytask.deep.stacking.base import STACKS, Stacked, pick, stacked_parameter
 
-_CELLS: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+_CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
 class Recurrent(nn.Module):

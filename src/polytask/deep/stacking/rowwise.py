@@ -33,9 +33,10 @@ class _Rowwise(Stacked):
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__(modules)
         self.function = copy.deepcopy(modules[0])
-        self.random = isinstance(self.function, _DROPOUTS) and self.function.p > 0
+        self.random = False
         self.folds = not isinstance(self.function, _ELEMENTWISE)
-        if self.random:
+        if isinstance(self.function, _DROPOUTS) and self.function.p > 0:
+            self.random = True
             self.function.inplace = False  # an expanded input cannot be written to
 
     def forward(self, x: Tensor, own: bool, only: Tensor | None) -> tuple[Tensor, bool]:
