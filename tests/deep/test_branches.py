@@ -320,6 +320,13 @@ def test_frozen_weights_stay_frozen(kind):
     assert not any(weight.requires_grad for weight in branches.copy(1).parameters())
 
 
+def test_forward_hooks_run():
+    block = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    block[0].register_forward_hook(lambda module, args, output: 2 * output)
+    x = table(ROWS)["numeric"].float()
+    torch.testing.assert_close(Branches(block, 2)(x)[0], block(x))
+
+
 def test_weights_of_any_module_keep_their_names():
     assert set(Branches(Basic(), 2).weights) == {name for name, _ in Basic().named_parameters()}
     assert set(Branches(Basic(), 2).stack.state_dict()) == set(Basic().state_dict())

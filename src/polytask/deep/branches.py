@@ -17,6 +17,10 @@ forms of the kinds of block are in :mod:`polytask.deep.stacking`, one kind per f
 Tasks with different numbers of rows are padded to the largest: :func:`padded` returns the tensor ``(n, B, …)``
 and which rows are real. All kinds treat rows apart from each other, so a real row's output and gradient are
 those of the plain module; batch norm in training, which takes padding into its statistics, is the exception.
+
+``torch.compile`` (one graph, all kinds), ``torch.export`` and autocast work on the result. A compiled attention
+layer in evaluation mode loops over branches inside PyTorch and says so in a warning. A block with forward hooks is
+run through vmap, hooks included.
 """
 
 from __future__ import annotations
@@ -102,7 +106,7 @@ class Branches(nn.Module):
 
     def run(self, x: Input, own: bool = False, *, only: Tensor | None = None) -> tuple[Tensor, bool]:
         """Like :meth:`forward`, but an output equal for all branches comes as one; returns (output, own)."""
-        together = self._together(x, own)
+        together = self._together(x, own) if self._channels else self.n
         if together >= (self.n if only is None else len(only)):
             y, own = self.stack(x, own, only)
             return y, own
@@ -116,7 +120,7 @@ class Branches(nn.Module):
 
     def _together(self, x: Input, own: bool) -> int:
         """Return how many branches to compute as one: on a CPU, convolutions of many branches in parts."""
-        if not self._channels or not isinstance(x, Tensor) or x.device.type != "cpu" or torch.compiler.is_compiling():
+        if not isinstance(x, Tensor) or x.device.type != "cpu" or torch.compiler.is_compiling():
             return self.n
         rows, positions = x.shape[int(own)], x.shape[2 + own :].numel()
         return max(1, _BYTES // max(1, rows * positions * self._channels * x.element_size()))
