@@ -8,7 +8,8 @@ from sklearn.linear_model import LogisticRegression
 
 from polytask.linear import BlockSparse, MeanRegularised, TraceNorm
 from polytask.linear.moments import Block, Stack
-from polytask.linear.solvers.losses import TaskLosses
+from polytask.linear.solvers.logistic_rows import decay
+from polytask.linear.solvers.losses import TaskLosses, _Stacked
 
 T, D = 5, 4
 
@@ -120,3 +121,21 @@ def test_a_slice_of_a_stack_is_its_blocks():
     np.testing.assert_array_equal(last.X, X[bounds[4] :])
     with pytest.raises(IndexError):
         stack[T]
+
+
+def test_decay_is_the_exponential_to_the_last_digits():
+    z = np.concatenate([np.random.default_rng(8).normal(size=500) * 20, [0.0, 1e-300, -1e-9, 690.0, -5000.0]])
+    bits, found = np.empty(len(z), dtype=np.int64), np.empty(len(z))
+    decay(z, 0.25, bits, found)
+    np.testing.assert_allclose(found, np.exp(-np.minimum(np.abs(z + 0.25), 700.0)), rtol=1e-15)
+
+
+def test_reach_is_the_largest_change_of_a_margin_where_that_may_be_much():
+    rng = np.random.default_rng(9)
+    X, bounds = rng.normal(size=(50, 3)), np.array([0, 20, 50])
+    step = np.array([[1.0, -2.0, 0.5], [0.0, 1e-3, 0.0]])
+    stacked = _Stacked(Stack(X, np.arange(50) % 2.0, bounds), True)
+    centred = [X[:20] - X[:20].mean(axis=0), X[20:] - X[20:].mean(axis=0)]
+    exact = [np.abs(part @ w).max() for part, w in zip(centred, step, strict=True)]
+    np.testing.assert_allclose(stacked.reach(step, 0.0), exact)
+    assert exact[1] <= stacked.reach(step, 0.1)[1] <= 0.1

@@ -238,6 +238,7 @@ class _Stacked:
         self.a = np.ones(m) if stack.weights is None else stack.weights
         self.y = np.ascontiguousarray(stack.y)
         self.means = np.empty((len(stack), stack.X.shape[1]))
+        self.sizes = np.empty_like(self.means)
         self.columns = np.empty(stack.X.size)
         centre(
             np.ascontiguousarray(stack.X, dtype=np.float64),
@@ -246,6 +247,7 @@ class _Stacked:
             fit_intercept,
             self.means,
             self.columns,
+            self.sizes,
         )
         share = np.add.reduceat(self.a * self.y, stack.bounds[:-1]) / stack.totals
         self.odds = np.zeros(len(stack))
@@ -270,6 +272,14 @@ class _Stacked:
             residual,
         )
         return losses, gradient, residual
+
+    def reach(self, step: Floats, enough: float) -> Floats:
+        """Return the largest change of a margin of each task, ``(K,)``; see the function of this name."""
+        from polytask.linear.solvers.logistic_rows import reach
+
+        found = np.empty(len(step))
+        reach(self.columns, self.bounds, self.sizes, np.ascontiguousarray(step), enough, found)
+        return found
 
     def entropies(self, residual: Floats, shrink: float) -> Floats:
         """Return the dual objective of each task at ``shrink`` times the residuals, ``(K,)``."""
@@ -433,6 +443,20 @@ class TaskLosses:
             gradient[out] = self.scale[out, None] * slopes
         intercept -= np.einsum("td,td->t", self.shift, W)
         return Point(W, gradient, intercept, losses, tuple(residuals), together)
+
+    def reach(self, step: Floats, enough: float) -> Floats:
+        """Return how far a step ``(T, d)`` moves a margin of each task with logistic loss at most, ``(T,)``.
+
+        It may be more as long as it is at most ``enough``.
+        """
+        found = np.zeros(self.n_tasks)
+        for rows in self.rows:
+            if rows.kind == LOGISTIC:
+                out = rows.block.outputs
+                found[out] = np.abs(rows.times(step[out])).max(axis=0)
+        if self.stacked is not None:
+            found[self.stacked.outputs] = self.stacked.reach(step[self.stacked.outputs], enough)
+        return found
 
     def require_grams(self) -> None:
         """Refuse inputs with more features than Gram matrices can have at all."""

@@ -31,6 +31,8 @@ _LEAST_DAMPING, _MOST_DAMPING = 1e-4, 1e8  # in units of the typical curvature
 _SHORT = 0.5  # a step of which less was taken calls for damping
 _ROUNDING = 1e-11  # changes below this share of the objective are not compared
 _STALLS = 5
+_NEAR = 1e2  # times the wanted gap, where it is computed exactly
+_FARTHEST = 4.0  # change of a margin in one step
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def solve_row_sparse(
     first, damping = 0.0, 0.0
     best, best_gap = point, np.inf
     while True:
-        gap = _gap(losses, point, penalty)
+        gap = _gap(losses, point, penalty, bound)
         stalls = stalls + 1 if gap >= best_gap else 0
         if gap < best_gap:
             best, best_gap = point, gap
@@ -97,7 +99,11 @@ def solve_row_sparse(
         )
         target = point.W.copy()
         target[:, local] = W
-        moved, size = (losses.at(target, point), 1.0) if quadratic else _search(losses, point, target, penalty)
+        if quadratic:
+            point = losses.at(target, point)
+            continue
+        target = _held(losses, point, target)
+        moved, size = _search(losses, point, target, penalty)
         if moved is None:
             if damping >= _MOST_DAMPING:
                 break
@@ -108,10 +114,19 @@ def solve_row_sparse(
     return Solution(best.W, best.intercept, best_gap, bound, max(passes, 1))
 
 
-def _gap(losses: TaskLosses, point: Point, penalty: RowNorm) -> float:
+def _gap(losses: TaskLosses, point: Point, penalty: RowNorm, bound: float) -> float:
+    """Return a duality gap at the scaled residuals.
+
+    The dual objective is concave along them and 0 at 0, so that ``shrink`` times its value at the residuals, which is
+    F - <W, gradient>, is below it; near ``bound`` it is computed.
+    """
     top = penalty.dual_norm(point.gradient)
     shrink = 1.0 if top <= penalty.alpha else penalty.alpha / top
-    return point.value + penalty.value(point.W) - losses.dual(point, shrink)
+    primal = point.value + penalty.value(point.W)
+    rough = primal - shrink * (point.value - float((point.W * point.gradient).sum()))
+    if rough <= bound or rough > _NEAR * bound:
+        return rough
+    return primal - losses.dual(point, shrink)
 
 
 def _working_set(point: Point, alpha: float, wanted: int, always_all: int) -> Ints | None:
@@ -143,6 +158,16 @@ def _adapted(damping: float, size: float) -> float:
     if size >= 1.0:
         return 0.1 * damping if damping > _LEAST_DAMPING else 0.0
     return max(10.0 * damping, _LEAST_DAMPING) if size < _SHORT else damping
+
+
+def _held(losses: TaskLosses, point: Point, target: Floats) -> Floats:
+    """Return ``target``, or what is on the way to it where a task would leave the region of its quadratic model.
+
+    One task whose classes are nearly separated would otherwise shorten the step of all.
+    """
+    step = target - point.W
+    share = np.minimum(1.0, _FARTHEST / np.maximum(losses.reach(step, _FARTHEST), 1e-300))
+    return target if (share == 1.0).all() else np.asarray(point.W + share[:, None] * step)
 
 
 def _search(losses: TaskLosses, point: Point, target: Floats, penalty: RowNorm) -> tuple[Point | None, float]:
