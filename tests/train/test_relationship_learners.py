@@ -5,6 +5,7 @@ import pytest
 
 from polytask import Labels, Regression, TaskData
 from polytask.core.errors import InputError
+from polytask.deep import TensorFactorisation
 from polytask.train import NetworkModel, RelationshipNetworkLearner, TensorFactorisationLearner
 
 SHORT = {"max_epochs": 15, "widths": "16-16"}
@@ -55,6 +56,26 @@ def test_components_start_tensor_factorisation_from_random_factors(data):
     model = TensorFactorisationLearner(components=2, **SHORT).fit(data, progress=lambda text, _: told.append(text))
     assert {ranks[0] for ranks in model.network.ranks.values()} == {2}
     assert not any("first" in text for text in told)
+
+
+def test_a_row_of_one_task_passes_through_that_tasks_network_alone(data, monkeypatch):
+    """Tasks share factors, yet each has a network of its own, so that other tasks' rows would cost it for nothing."""
+    seen = set()
+    plain = TensorFactorisation.all_scores
+
+    def watched(network, inputs, own_rows=False, **options):
+        if network.training:
+            seen.add((own_rows, inputs["numeric"].dim()))
+        return plain(network, inputs, own_rows, **options)
+
+    monkeypatch.setattr(TensorFactorisation, "all_scores", watched)
+    one_each = TaskData(
+        data.tasks,
+        data.inputs,
+        {f"t{t}": Labels(np.arange(240)[t::4], np.linspace(-1, 1, 60)) for t in range(4)},
+    )
+    TensorFactorisationLearner(components=2, max_epochs=2, widths="8").fit(one_each)
+    assert seen == {(True, 3)}
 
 
 @pytest.mark.parametrize(

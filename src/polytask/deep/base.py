@@ -113,6 +113,14 @@ class SharingNetwork(nn.Module, ABC):
         """
         return []
 
+    def has_towers(self) -> bool:
+        """Return whether each task's scores come from a network of its own, whatever its weights are made of.
+
+        A row that carries one task's label then costs least in that task's network alone. By default: where no
+        parameters are shared.
+        """
+        return not self.shared_parameters()
+
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return all parameters by how the optimiser is to treat them; by default one group."""
         return [ParameterGroup(list(self.parameters()))]

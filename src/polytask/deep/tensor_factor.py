@@ -203,6 +203,9 @@ class TensorFactorisation(SharingNetwork):
         """Return all factors but the codes."""
         return [factor for _, weight in self._weights() for factor in weight.factors()[1:]]
 
+    def has_towers(self) -> bool:
+        return True
+
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the factors, whose product decays by :meth:`after_step`, and the rest."""
         factors = list(self.factorised.parameters())

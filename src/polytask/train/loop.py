@@ -84,8 +84,9 @@ class TrainSettings:
         ``"constant"``, ``"cosine"`` (falls to 0 at ``max_epochs``) or ``"one-cycle"`` (rises over the
         first tenth from a 25th, then falls to 0).
     own_rows
-        Whether each task draws its own batches. None: where tasks share no parameters and fewer than
-        half of (rows × tasks) are labelled, or each row carries one task's label.
+        Whether each task draws its own batches. None: where each task has a tower of its own
+        (:meth:`~polytask.deep.base.SharingNetwork.has_towers`) and fewer than half of (rows × tasks) are
+        labelled, or each row carries one task's label.
     least_steps
         Steps an epoch has at least, as long as batches keep 8 rows.
     device
@@ -271,7 +272,7 @@ class _Loop:
         own_rows = settings.own_rows
         if own_rows is None:
             sparse = train.one_task_per_row or 2 * self.train.sizes.sum() < train.n_rows * len(train.tasks)
-            own_rows = sparse and not network.shared_parameters() and network.task_order() is None
+            own_rows = sparse and network.has_towers() and network.task_order() is None
         self.own_rows = bool(own_rows)
         self.looks_at_features = isinstance(balancer, GradientBalancer) and not self.own_rows
         drawing: dict[str, Any] = {
