@@ -400,7 +400,7 @@ _OTHERS: dict[str, Callable[..., SharingNetwork]] = {
     "adaptive, before it grows": AdaptiveSharing,
     "low supervision": lambda tasks, encoder: LowSupervision(tasks, encoder, levels=_spread(tasks, encoder)),
     "joint many-task": lambda tasks, encoder: JointManyTask(
-        tasks, encoder, levels=_spread(tasks, encoder), sequential=False
+        tasks, encoder, levels=_spread(tasks, encoder), order="together"
     ),
     "MMoE, 4 experts": MMoE,
     "DSelect-k, 2 of 4": DSelectK,

@@ -109,7 +109,7 @@ def test_without_shortcuts_labels_and_regularisation_it_is_low_supervision():
 def test_it_trains_like_its_equations_written_out_task_by_task(levels, shortcuts, label_embeddings):
     inputs, targets = table(ROWS, categorical=True), labels(MIXED, ROWS)
     network = joint(
-        levels, cardinalities=CARDINALITIES, shortcuts=shortcuts, label_embeddings=label_embeddings, sequential=False
+        levels, cardinalities=CARDINALITIES, shortcuts=shortcuts, label_embeddings=label_embeddings, order="together"
     )
     plain = Plain(network)
     loss, optimiser = MultiTaskLoss(MIXED), torch.optim.Adam(plain.trained, lr=0.05)
@@ -237,7 +237,7 @@ def test_the_penalty_is_0_when_a_task_begins_and_its_formula_after_a_shift(ancho
     second = 1e-3 * (count["trunk.stages.layer2"] + table_size) + 1e-2 * count["outputs.layer2.heads"]
     expected = {0: 0.0, 1: first, 2: second + (first if anchor == "all" else 0.0)}
     for task in (0, 1, 2, 1):
-        network.begin_task(task)
+        network.begin_tasks([task])
         assert network.penalty() == 0
         shift(network)
         assert network.penalty().item() == pytest.approx(0.1**2 * expected[task], rel=1e-9)
@@ -248,7 +248,7 @@ def test_the_first_stage_is_kept_while_any_task_is_trained():
         CHAIN, encoder((8, 7, 6), cardinalities=CARDINALITIES), levels={"low": 1, "middle": 2, "high": 3}
     ).double()
     for task in range(3):
-        network.begin_task(task)
+        network.begin_tasks([task])
         for parameter in network.trunk.stages["input"].parameters():
             parameter.data += 0.1
         count = sum(p.numel() for p in network.trunk.stages["input"].parameters())
@@ -258,7 +258,7 @@ def test_the_first_stage_is_kept_while_any_task_is_trained():
 def test_the_proximal_step_minimises_its_objective():
     before, after = chain(delta=0.7, head_delta=2.0), chain(delta=0.7, head_delta=2.0)
     for network in (before, after):
-        network.begin_task(2)
+        network.begin_tasks([2])
         shift(network)
     after.after_step(0.3)
     distances = [
@@ -274,8 +274,8 @@ def test_the_proximal_step_minimises_its_objective():
 def one_epoch(network, inputs, targets, steps=3):
     """Plain sequential training by gradient descent."""
     loss, optimiser = MultiTaskLoss(network.tasks), torch.optim.SGD(network.parameters(), lr=0.1)
-    for task in network.task_order():
-        network.begin_task(task)
+    for (task,) in network.task_order():
+        network.begin_tasks([task])
         for _ in range(steps):
             optimiser.zero_grad()
             scores = network.all_scores(inputs, only=[task])
@@ -303,7 +303,7 @@ def test_a_huge_delta_freezes_the_levels_below():
     inputs, targets = table(ROWS), labels(CHAIN, ROWS)
     network = chain(delta=1e12, head_delta=1e12, anchor="all")
     loss, optimiser = MultiTaskLoss(CHAIN), torch.optim.SGD(network.parameters(), lr=0.1)
-    network.begin_task(2)
+    network.begin_tasks([2])
     start = {name: value.clone() for name, value in network.state_dict().items()}
     for _ in range(5):
         optimiser.zero_grad()
@@ -318,15 +318,17 @@ def test_a_huge_delta_freezes_the_levels_below():
             assert moved < 1e-6, name
 
 
-def test_an_epoch_goes_through_the_tasks_from_low_to_high():
-    assert joint().task_order() == [1, 3, 2, 0, 4]
-    assert joint(sequential=False).task_order() is None
-    assert joint(sequential=False).penalty() == 0
+def test_an_epoch_goes_through_levels_or_tasks_from_low_to_high():
+    assert joint().task_order() == [[1, 3], [2], [0, 4]]
+    assert joint(order="tasks").task_order() == [[1], [3], [2], [0], [4]]
+    assert chain().task_order() == chain(order="tasks").task_order()
+    assert joint(order="together").task_order() is None
+    assert joint(order="together").penalty() == 0
 
 
 def test_what_is_kept_is_part_of_the_state():
     network, fresh = chain(), chain(seed=4)
-    network.begin_task(2)
+    network.begin_tasks([2])
     shift(network)
     fresh.load_state_dict(network.state_dict())
     assert fresh.penalty().item() == network.penalty().item() > 0
@@ -352,6 +354,7 @@ def test_heads_start_at_constants_and_levels_above_hear_of_it():
         ({"head_delta": float("inf")}, "head_delta is inf"),
         ({"dim": 0}, "dim is 0"),
         ({"anchor": "levels"}, 'unknown anchor "levels". Did you mean "level"'),
+        ({"order": "level"}, 'unknown order "level". Did you mean "levels"'),
         ({"levels": {"low": 1}}, "levels has no entry"),
     ],
 )

@@ -51,9 +51,23 @@ def test_tasks_that_find_the_same_rows_difficult_stay_together():
 
 def test_until_its_first_split_it_trains_as_hard_sharing_does():
     hard = fit(HardSharing(pairs().tasks, trunk()), Equal(4), pairs(), pairs(seed=1), settings=SETTINGS, seed=2)
-    for fitted, epochs in ((grown(), 3), (grown(alpha=0.0), len(hard.valid_curve))):
-        np.testing.assert_array_equal(fitted.valid_curve[:epochs], hard.valid_curve[:epochs])
-        np.testing.assert_array_equal(fitted.train_curve[:epochs], hard.train_curve[:epochs])
+    fitted = grown()
+    np.testing.assert_array_equal(fitted.valid_curve[:3], hard.valid_curve[:3])
+    np.testing.assert_array_equal(fitted.train_curve[:3], hard.train_curve[:3])
+    assert not (fitted.valid_curve[3] == hard.valid_curve[3]).all()
+
+
+def test_when_nothing_is_worth_a_split_the_whole_fit_is_that_of_hard_sharing():
+    """Being asked leaves no trace, though it looks at the best weights, not the last ones."""
+    overfitting = TrainSettings(max_epochs=40, batch_size=64, device="cpu", learning_rate=5e-2, patience=6)
+    hard = fit(HardSharing(pairs().tasks, trunk()), Equal(4), pairs(), pairs(seed=1), settings=overfitting, seed=2)
+    asked = int(hard.best_epoch[0]) + 4
+    for phase_epochs in (asked, None):
+        fitted = grown(overfitting, alpha=0.0, phase_epochs=phase_epochs)
+        assert int(fitted.network.junction) == 0
+        np.testing.assert_array_equal(fitted.valid_curve, hard.valid_curve)
+        state = fitted.network.state_dict()
+        assert all(value.equal(state[name]) for name, value in hard.network.state_dict().items())
 
 
 def loop_at(epoch):

@@ -165,12 +165,12 @@ class SharingNetwork(nn.Module, ABC):
     def end_epoch(self) -> None:
         """Close an epoch: anneal what anneals. Growth is :meth:`grow`."""
 
-    def task_order(self) -> Sequence[int] | None:
-        """Return the numbers of the tasks in the order in which an epoch goes through them, or None: all at once."""
+    def task_order(self) -> Sequence[Sequence[int]] | None:
+        """Return groups of tasks, by number, that an epoch goes through one after the other, or None: all at once."""
         return None
 
-    def begin_task(self, task: int) -> None:
-        """Note that an epoch comes to a task of :meth:`task_order`; called before the first of its steps."""
+    def begin_tasks(self, tasks: Sequence[int]) -> None:
+        """Note that an epoch comes to a group of :meth:`task_order`; called before the first of its steps."""
 
     def ready_to_grow(self, epochs: int, stalled: bool) -> bool:  # noqa: ARG002  # for networks that grow
         """Return True when :meth:`grow` wants to be asked; called after every epoch.

@@ -6,9 +6,9 @@
 
 The input reaches every level by a shortcut; the label embedding y is made of soft predictions, so that gradients
 of higher tasks reach the heads below; a regression task adds its prediction times one vector. An epoch goes
-through the tasks from low to high. While a task of level l is trained, successive regularisation
+through the levels from low to high. While level l is trained, successive regularisation
 
-    penalty = sum_{θ of level l-1 and the input}  δ ||θ - θ'||²,     θ' = θ when the training of the task began,
+    penalty = sum_{θ of level l-1 and the input}  δ ||θ - θ'||²,     θ' = θ when the training of the level began,
 
 keeps what lower tasks learned, with a δ of its own for the weights of heads; each optimiser step of size η is
 followed by the exact proximal step ``θ ← θ' + (θ - θ') / (1 + 2 η δ)``. With all tasks at the last stage, and all
@@ -107,7 +107,7 @@ class _Cascade:
 
 
 class JointManyTask(SharingNetwork):
-    """A cascade of levels with shortcuts and label embeddings, trained task by task.
+    """A cascade of levels with shortcuts and label embeddings, trained level by level.
 
     A level is the stage that tasks read and the stages below it down to the next level.
 
@@ -132,11 +132,11 @@ class JointManyTask(SharingNetwork):
     head_delta
         The same for the weights of heads.
     anchor
-        What is kept while a task is trained: ``"level"``, the level below and the first stage (the paper), or
+        What is kept while a level is trained: ``"level"``, the level below and the first stage (the paper), or
         ``"all"`` levels below.
-    sequential
-        Whether an epoch goes through the tasks one after the other; otherwise every batch trains all, and nothing
-        is regularised.
+    order
+        How an epoch goes through the tasks: ``"levels"``, level by level, the tasks of one level together;
+        ``"tasks"``, one by one; ``"together"``, all in every batch, and nothing is regularised.
     seed
         Seed of the initial weights of heads, embeddings and widened layers.
     """
@@ -155,7 +155,7 @@ class JointManyTask(SharingNetwork):
         delta: float = 1e-3,
         head_delta: float = 1e-2,
         anchor: Literal["level", "all"] = "level",
-        sequential: bool = True,
+        order: Literal["levels", "tasks", "together"] = "levels",
         seed: int = 0,
     ) -> None:
         super().__init__(tasks)
@@ -166,10 +166,12 @@ class JointManyTask(SharingNetwork):
             raise InputError(f"dim is {dim}; label embeddings need at least one number")
         if anchor not in ("level", "all"):
             raise InputError(unknown("anchor", anchor, ("level", "all")))
+        if order not in ("levels", "tasks", "together"):
+            raise InputError(unknown("order", order, ("levels", "tasks", "together")))
         self.levels = stage_numbers(tasks, encoder, levels)
         """Number of the stage that each task's head reads."""
         self.taps = sorted(set(self.levels))
-        self.shortcuts, self.label_embeddings, self.sequential = shortcuts, label_embeddings, sequential
+        self.shortcuts, self.label_embeddings, self.order = shortcuts, label_embeddings, order
         self.delta, self.head_delta, self.anchor = float(delta), float(head_delta), anchor
         self.members = {tap: [t for t, level in enumerate(self.levels) if level == tap] for tap in self.taps}
         wanted = dim if label_embeddings else 0
@@ -188,9 +190,9 @@ class JointManyTask(SharingNetwork):
             }
         )
         self.register_buffer("current", torch.tensor(-1))
-        if sequential and (delta or head_delta):
-            for task in range(len(tasks)):
-                for name, parameter, _ in self._anchored(task):
+        if order != "together" and (delta or head_delta):
+            for level in range(len(self.taps)):
+                for name, parameter, _ in self._anchored(level):
                     self.register_buffer(_buffer(name), parameter.detach().clone())
 
     def _widened(self, encoder: Encoder, widths: list[int], dim: int, seed: int) -> Encoder:
@@ -289,18 +291,22 @@ class JointManyTask(SharingNetwork):
         """Return through which stages each task passes."""
         return levels_relation(self.tasks, self.trunk.names, self.levels)
 
-    # -- one task after the other -------------------------------------------------------------
+    # -- one level after the other -------------------------------------------------------------
 
-    def task_order(self) -> Sequence[int] | None:
-        """Return the tasks from low to high levels, those of one level in their own order."""
-        return sorted(range(len(self.tasks)), key=self.levels.__getitem__) if self.sequential else None
+    def task_order(self) -> Sequence[Sequence[int]] | None:
+        """Return the tasks from low to high levels."""
+        if self.order == "together":
+            return None
+        groups = [self.members[tap] for tap in self.taps]
+        return groups if self.order == "levels" else [[task] for group in groups for task in group]
 
     @torch.no_grad()
-    def begin_task(self, task: int) -> None:
-        """Remember the weights that successive regularisation keeps while this task is trained."""
-        self.current.fill_(task)
+    def begin_tasks(self, tasks: Sequence[int]) -> None:
+        """Remember the weights that successive regularisation keeps while these tasks, of one level, are trained."""
+        level = self.taps.index(self.levels[tasks[0]])
+        self.current.fill_(level)
         if self.delta or self.head_delta:
-            for name, parameter, _ in self._anchored(task):
+            for name, parameter, _ in self._anchored(level):
                 self.get_buffer(_buffer(name)).copy_(parameter)
 
     @torch.no_grad()
@@ -315,28 +321,27 @@ class JointManyTask(SharingNetwork):
 
     def _kept(self) -> Iterator[tuple[nn.Parameter, Tensor, float]]:
         """Yield the weights that are kept now, where they were, and their δ."""
-        task = int(self.current)
-        if task >= 0 and (self.delta or self.head_delta):
-            for name, parameter, delta in self._anchored(task):
+        level = int(self.current)
+        if level >= 0 and (self.delta or self.head_delta):
+            for name, parameter, delta in self._anchored(level):
                 yield parameter, self.get_buffer(_buffer(name)), delta
 
-    def _anchored(self, task: int) -> Iterator[tuple[str, nn.Parameter, float]]:
-        """Yield name, weight and δ of what is kept while a task is trained."""
-        place = self.taps.index(self.levels[task])
-        below = range(place) if self.anchor == "all" else range(max(0, place - 1), place)
-        stages = {0} if self.levels[task] else set()
-        stages |= {stage for level in below for stage in range(self._bottom(level), self.taps[level] + 1)}
+    def _anchored(self, level: int) -> Iterator[tuple[str, nn.Parameter, float]]:
+        """Yield name, weight and δ of what is kept while a level is trained."""
+        below = range(level) if self.anchor == "all" else range(max(0, level - 1), level)
+        stages = {0} if self.taps[level] else set()
+        stages |= {stage for lower in below for stage in range(self._bottom(lower), self.taps[lower] + 1)}
         for stage in sorted(stages):
             name = self.trunk.names[stage]
             for part, parameter in self.trunk.stages[name].named_parameters():
                 yield f"trunk.{name}.{part}", parameter, self.delta
-        for level in below:
-            name = self.trunk.names[self.taps[level]]
-            for part, parameter in self._level(self.taps[level]).heads.named_parameters():
+        for lower in below:
+            name = self.trunk.names[self.taps[lower]]
+            for part, parameter in self._level(self.taps[lower]).heads.named_parameters():
                 yield f"heads.{name}.{part}", parameter, self.head_delta
-            embedding = None if level == 0 else self._level(self.taps[level - 1]).embedding
+            embedding = None if lower == 0 else self._level(self.taps[lower - 1]).embedding
             if embedding is not None:  # of the labels that this level reads
-                yield f"labels.{self.trunk.names[self.taps[level - 1]]}", embedding, self.delta
+                yield f"labels.{self.trunk.names[self.taps[lower - 1]]}", embedding, self.delta
 
     def _bottom(self, level: int) -> int:
         return 0 if level == 0 else self.taps[level - 1] + 1

@@ -57,7 +57,7 @@ class AdaptiveSharingLearner(SharingLearner):
 
     @classmethod
     def search_space(cls) -> dict[str, Distribution]:
-        return {**super().search_space(), "alpha": LogUniform(1.0, 30.0)}
+        return {**super().search_space(), "alpha": LogUniform(1.0, 100.0)}
 
     def _description(self, data: TaskData) -> dict[str, Any]:
         found = super()._description(data)
@@ -197,16 +197,17 @@ class JointManyTaskLearner(_LevelsLearner):
     levels
         As for low supervision.
     delta
-        Weight of the successive regularisation, at least 0; ten times as much on the heads.
+        Weight of the successive regularisation, at least 0; ten times as much on the heads. It acts in units of the
+        learning rate, which for Adam is small.
     balancer
-        ``"equal"`` (the plain losses, one task at a time), ``"uncertainty"`` or another loss weighting.
+        ``"equal"`` (the sum of the losses of a level), ``"uncertainty"`` or another loss weighting.
     """
 
-    delta: float = 1e-3
+    delta: float = 10.0
 
     summary: ClassVar[str] = "tasks stacked from simple to hard, each told what the lower ones predict"
     network: ClassVar[str] = "joint-many-task"
-    shares_parameters: ClassVar[bool] = False  # one task at a time leaves nothing to balance
+    shares_parameters: ClassVar[bool] = False  # losses of one level at a time reach what those of others do not
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -215,7 +216,7 @@ class JointManyTaskLearner(_LevelsLearner):
 
     @classmethod
     def search_space(cls) -> dict[str, Distribution]:
-        return {**super().search_space(), "delta": LogUniform(1e-4, 1.0)}
+        return {**super().search_space(), "delta": LogUniform(0.1, 100.0)}
 
     def _description(self, data: TaskData) -> dict[str, Any]:
         return {**super()._description(data), "delta": float(self.delta)}

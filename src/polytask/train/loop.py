@@ -13,8 +13,8 @@ at its last value.
 
 A network may grow (:meth:`~polytask.deep.base.SharingNetwork.grow`) after an epoch that ends a phase: from the
 weights of its best epoch, which growth does not change the scores of, with the optimiser's state of the
-branches that new ones copy; early stopping then counts anew. A network may also ask for its tasks one after
-the other (:meth:`~polytask.deep.base.SharingNetwork.task_order`).
+branches that new ones copy; early stopping then counts anew. A network may also ask for its tasks in
+groups, one after the other (:meth:`~polytask.deep.base.SharingNetwork.task_order`).
 
 Same data, settings and seed give the same weights, bit for bit on one machine with one number of
 threads (on CUDA as far as its kernels are deterministic); a run that was killed and started again
@@ -370,10 +370,10 @@ class _Loop:
     def update(self) -> None:
         settings = self.settings
         if isinstance(self.sampler, TaskSampler):
-            task, first = self.sampler.task(self.step)
-            self.running = (torch.tensor([task], device=self.device), [task])
+            tasks, first = self.sampler.tasks(self.step)
+            self.running = (torch.tensor(tasks, device=self.device), tasks)
             if first:
-                self.network.begin_task(task)
+                self.network.begin_tasks(tasks)
         batch = self.sampler.batch(self.step)
         done = self.epoch * self.sampler.steps + self.step
         rate = settings.rate(done, settings.max_epochs * self.sampler.steps)
@@ -446,32 +446,36 @@ class _Loop:
         self.balancer.end_epoch()
         self.epoch, self.step = self.epoch + 1, 0
         self.network.end_epoch()
-        if self.epoch < self.settings.max_epochs and self.valid is not None and self.valid.sizes.any():
-            stalled = bool(self.stopped.all())
-            if self.network.ready_to_grow(self.epoch - self.phase, stalled):
-                self.begin_phase(self.valid, stalled)
+        epochs, stalled = self.epoch - self.phase, bool(self.stopped.all())
+        judged = self.valid is not None and bool(self.valid.sizes.any())
+        if judged and self.epoch < self.settings.max_epochs and self.network.ready_to_grow(epochs, stalled):
+            self.begin_phase()
         self.whole = True
 
-    def begin_phase(self, valid: Placed, stalled: bool) -> None:
-        """Let the network grow from the weights of its best epoch, and give it a new lease of patience."""
-        self.network.load_state_dict(self.best_weights)
-        origins = self.network.grow(self.held_out(valid))
-        if origins is not None:
-            state: dict[Tensor, Any] = dict(self.optimiser.state)
-            for new, (old, branches) in origins.items():
-                state[new] = _branches_of(state.get(old, {}), old, branches)
-            self.gather_parameters(state)
+    def begin_phase(self) -> None:
+        """Let the network grow from the weights of its best epoch and, if it does, give it a new lease of patience."""
+        current, before = self.snapshot(), self.best_weights
+        self.network.load_state_dict(before)
+        origins = self.network.grow(self.held_out())
         self.best_weights = self.snapshot()
-        if origins is not None or not stalled:
-            self.phase = self.epoch
-            self.stopped.fill_(False)
+        if origins is None:  # training goes on where it was; what the network noted stays
+            noted = {name: value for name, value in self.best_weights.items() if not value.equal(before[name])}
+            self.network.load_state_dict({**current, **noted})
+            return
+        state: dict[Tensor, Any] = dict(self.optimiser.state)
+        for new, (old, branches) in origins.items():
+            state[new] = _branches_of(state.get(old, {}), old, branches)
+        self.gather_parameters(state)
+        self.phase = self.epoch
+        self.stopped.fill_(False)
 
-    def held_out(self, valid: Placed) -> HeldOut:
+    def held_out(self) -> HeldOut:
+        assert self.valid is not None
         self.network.eval()
         with torch.no_grad():
             parts = [
                 (self.network.all_scores(batch.inputs), batch.targets, batch.present)
-                for batch in valid.everything(own_rows=False)
+                for batch in self.valid.everything(own_rows=False)
             ]
         scores, targets, present = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
         return HeldOut(scores, targets, present)
