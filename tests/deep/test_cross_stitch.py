@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from polytask.core.errors import InputError
 from polytask.core.task import Regression
 from polytask.deep import CrossStitch, Encoder, HardSharing, MultiTaskLoss, SingleTask, TensorInput
-from polytask.deep.mixing import mix, mix_channels, mix_own_rows
+from polytask.deep.mixing import mix, mix_channels, mix_own_rows, weighted_sum
 
 ROWS = 9
 T = len(MIXED)
@@ -286,6 +286,17 @@ def test_mixtures_per_channel_and_of_own_rows_are_their_formulas(shape, axis):
     rows = torch.randn(3, 2, *shape[1:], generator=generator, dtype=torch.float64)
     whole = torch.stack([mix(of_subspaces, rows[:, t], axis)[t] for t in range(2)])
     torch.testing.assert_close(mix_own_rows(of_subspaces, rows, axis), whole, rtol=0, atol=1e-13)
+
+
+def test_weighted_sums_of_large_layers_have_the_gradients_of_finite_differences(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    layers = [torch.randn(2, 2, 3, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    expected = torch.einsum("tk,ktbc->tbc", weight, torch.stack(layers))
+    for cached in (1 << 17, 8):
+        monkeypatch.setattr("polytask.deep.mixing._CACHED", cached)
+        torch.testing.assert_close(weighted_sum(weight, layers), expected, rtol=0, atol=1e-14)
+        assert gradcheck(lambda w, *x: weighted_sum(w, x), (weight, *layers), eps=1e-6, atol=1e-5)
 
 
 def test_many_towers_mix_in_one_product():

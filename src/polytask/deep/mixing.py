@@ -59,12 +59,50 @@ def mix(weight: Tensor, x: Tensor, channel_axis: int = 1) -> Tensor:
             .transpose(0, 1)
         )
     flat = x.reshape(n, -1, parts, inner)
-    in_parts = x.numel() > _CACHED and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    if in_parts and not torch.compiler.is_compiling():
+    if _by_hand(x):
         mixed: Tensor = _MixInParts.apply(matrix, flat)  # type: ignore[no-untyped-call]
     else:
         mixed = _join(torch.mm(matrix, _split(flat)), m, flat)
     return mixed.reshape(m, *x.shape[1:])
+
+
+def weighted_sum(weight: Tensor, layers: Sequence[Tensor]) -> Tensor:
+    """Return ``Σ_k weight_tk layers_k``, ``(m, B, C)``, from ``weight (m, K)`` and K layers ``(m, B, C)``."""
+    if _by_hand(layers[0]):
+        total: Tensor = _WeightedSum.apply(weight, *layers)  # type: ignore[no-untyped-call]
+        return total
+    return _weighted_sum(weight, layers)
+
+
+def _by_hand(x: Tensor) -> bool:
+    """Return whether to take the forms for large outputs on a CPU, with gradients of their own."""
+    plain = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    return plain and x.numel() > _CACHED
+
+
+def _weighted_sum(weight: Tensor, layers: Sequence[Tensor]) -> Tensor:
+    shares = weight.T.unsqueeze(-1).unsqueeze(-1)
+    total = shares[0] * layers[0]
+    for share, layer in zip(shares[1:], layers[1:], strict=True):
+        total = torch.addcmul(total, share, layer)
+    return total
+
+
+class _WeightedSum(torch.autograd.Function):
+    """:func:`weighted_sum`, whose gradient for the weights is made of inner products, without tensors in between."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, *layers: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, *layers)
+        return _weighted_sum(weight, layers)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        weight, *layers = ctx.saved_tensors
+        rows = gradient.flatten(1).unsqueeze(1)
+        of_weight = torch.cat([torch.bmm(rows, layer.flatten(1).unsqueeze(2)).squeeze(2) for layer in layers], dim=1)
+        return of_weight, *(share * gradient for share in weight.T.unsqueeze(-1).unsqueeze(-1))
 
 
 def _split(x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from polytask.core.task import Task
 from polytask.deep.branches import Branches
 from polytask.deep.cross_stitch import convex
 from polytask.deep.encoders import Encoder
-from polytask.deep.mixing import MixedTowers, channels_of, mix, mix_own_rows, single_encoder
+from polytask.deep.mixing import MixedTowers, channels_of, mix, mix_own_rows, single_encoder, weighted_sum
 from polytask.deep.seeding import seeded
 from polytask.deep.single import SingleTask
 
@@ -187,12 +187,11 @@ class Sluice(MixedTowers):
     def _joined(self, layers: list[Tensor], only: Tensor | None) -> Tensor:
         """Return ``Σ_k β_tk x̃_tk``, ``(m, B, n_features)``, from the layers ``(m, B, C_k)``."""
         beta = self.layer_weights if only is None else self.layer_weights[only]
-        total: Tensor | None = None
-        for name, layer, weight in zip(self.layers, layers, beta.T.unsqueeze(-1).unsqueeze(-1), strict=True):
-            same = self.projections[name](layer, True, only=only) if name in self.projections else layer
-            total = weight * same if total is None else torch.addcmul(total, weight, same)
-        assert total is not None
-        return total
+        same = [
+            self.projections[name](layer, True, only=only) if name in self.projections else layer
+            for name, layer in zip(self.layers, layers, strict=True)
+        ]
+        return weighted_sum(beta, same)
 
     def mixed(self, site: str, x: Tensor, own_rows: bool, only: Tensor | None) -> Tensor:
         if self._outputs is not None:
