@@ -335,7 +335,8 @@ def _order(form: Form, dim: int) -> tuple[int, ...]:
     """Return the order of modes in the factors; it is its own inverse.
 
     In a tensor train the order matters: the paper's is inputs, outputs, tasks. From the task's end that is
-    (T, out, in), so the weights (T, in, out) of linear layers have their axes exchanged.
+    (T, out, in), so the weights (T, in, out) of linear layers have their axes exchanged; those of convolutions,
+    (T, out, in, …), are in that order.
     """
     return (0, 2, 1) if form == "tt" and dim == 3 else tuple(range(dim))
 

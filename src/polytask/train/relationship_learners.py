@@ -117,7 +117,7 @@ class TensorFactorisationLearner(SharingLearner):
         return {
             **super().search_space(),
             "form": Choice(FORMS),
-            "tolerance": Choice((0.05, 0.1, 0.2, 0.4)),
+            "tolerance": Choice((0.05, 0.1, 0.2, 0.4, 0.6)),
         }
 
     def _description(self, data: TaskData) -> dict[str, Any]:
