@@ -9,7 +9,7 @@ networks; equal towers with rows of α that sum to one are one shared encoder.
 
 Use it where towers may want each other's features but not all to the same degree; best from trained
 single-task networks (:meth:`CrossStitch.from_single_task`). The factor on the learning rate is the paper's, for
-plain gradient descent; Adam, whose steps do not depend on the scale of gradients, wants 1 to 10.
+plain gradient descent; with Adam, whose steps do not depend on the scale of gradients, take 1.
 
 Misra, Shrivastava, Gupta, Hebert, Cross-stitch Networks for Multi-task Learning, CVPR 2016.
 """

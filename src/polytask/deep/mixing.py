@@ -194,7 +194,7 @@ class MixedTowers(SharingNetwork):
     stages
         Names of the stages after which the towers are mixed; None: every stage but the first.
     mixing_rate
-        Factor on the learning rate of the mixing weights, which never decay.
+        Factor on the learning rate of the mixing weights, which never decay; take 1 with Adam.
     seed
         Seed of the initial weights.
     identical
