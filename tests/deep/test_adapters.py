@@ -145,6 +145,27 @@ def test_a_feature_network_has_a_stage_per_feature_map(own):
     assert_branches_equal_the_copies(perturbed(encoder).eval(), {"image": drawn(ROWS, 3, 16, 16)}, own=own)
 
 
+class Blocks(nn.Module):
+    """What timm's EfficientNet looks like with ``features_only=True``."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv_stem, self.bn1 = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4)
+        self.blocks = nn.Sequential(
+            nn.Conv2d(4, 4, 3, padding=1), nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.SiLU())
+        )
+
+    def forward(self, x):
+        x = self.bn1(self.conv_stem(x))
+        return [x := block(x) for block in self.blocks]
+
+
+def test_a_network_of_stem_and_blocks_has_a_stage_for_each():
+    encoder = from_timm(Blocks().eval(), torch.zeros(2, 3, 16, 16))
+    assert encoder.channels == {"input": 3, "stem": 4, "stage1": 4, "stage2": 6}
+    assert_branches_equal_the_copies(perturbed(encoder).eval(), {"image": drawn(ROWS, 3, 16, 16)}, own=False)
+
+
 def bert():
     sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
     return BertModel(BertConfig(vocab_size=20, max_position_embeddings=16, **sizes)).eval()

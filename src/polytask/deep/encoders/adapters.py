@@ -74,7 +74,8 @@ def from_timm(model: nn.Module, example: Tensor) -> Encoder:
     Parameters
     ----------
     model
-        ``timm.create_model(name, features_only=True)``: a ``ModuleDict`` run in order, with ``return_layers``.
+        ``timm.create_model(name, features_only=True)``: a ``ModuleDict`` run in order, with ``return_layers``, or
+        a network of ``conv_stem``, ``bn1`` and ``blocks`` (EfficientNet).
     example
         A few images ``(B, C, H, W)``.
 
@@ -83,18 +84,12 @@ def from_timm(model: nn.Module, example: Tensor) -> Encoder:
     InputError
         If the network is not of that form.
     """
-    returned = getattr(model, "return_layers", None)
-    if not isinstance(model, nn.ModuleDict) or not returned:
-        raise InputError(
-            f"model is a {type(model).__name__} without return_layers; build it with "
-            "timm.create_model(name, features_only=True)"
-        )
     blocks: dict[str, nn.Module] = {}
-    part: list[tuple[str, nn.Module]] = []
-    for name, child in model.items():
-        part.append((name, child))
-        if name in returned:
-            blocks[name] = nn.Sequential(*(layer for _, layer in part)) if len(part) > 1 else child
+    part: list[nn.Module] = []
+    for name, child, ends in _timm_parts(model):
+        part.append(child)
+        if ends:
+            blocks[name] = nn.Sequential(*part) if len(part) > 1 else child
             part = []
     last = str(getattr(model, "output_fmt", "NCHW")).upper().endswith("NHWC")
     return _chain(TensorInput("image"), blocks, {"image": example}, _last_of(model), channel_axis=-1 if last else 1)
@@ -128,6 +123,25 @@ def from_hugging_face(model: nn.Module, example: Inputs) -> Encoder:
         blocks["norm"] = norm
     embeddings = model.get_submodule("embeddings")
     return _chain(_Embeddings(embeddings, key), blocks, dict(example), _last_hidden(model, key), channel_axis=-1)
+
+
+def _timm_parts(model: nn.Module) -> list[tuple[str, nn.Module, bool]]:
+    """Return name, module and whether a stage ends there, of the parts that run in a row."""
+    returned = getattr(model, "return_layers", None)
+    if isinstance(model, nn.ModuleDict) and returned:
+        return [(name, child, name in returned) for name, child in model.items()]
+    stem = [getattr(model, name, None) for name in ("conv_stem", "bn1", "blocks")]
+    if all(isinstance(part, nn.Module) for part in stem):
+        blocks = list(model.get_submodule("blocks").children())
+        return [
+            ("conv_stem", model.get_submodule("conv_stem"), False),
+            ("stem", model.get_submodule("bn1"), True),
+            *((f"stage{number}", block, True) for number, block in enumerate(blocks, start=1)),
+        ]
+    raise InputError(
+        f"model is a {type(model).__name__}, which is no row of parts; build a convolutional network with "
+        "timm.create_model(name, features_only=True)"
+    )
 
 
 class _Embeddings(nn.Module):
