@@ -425,6 +425,14 @@ def test_task_labels_are_routed_through_pipelines_and_cross_validation(estimator
         np.testing.assert_array_equal(model[-1].predict(scaler.transform(X), tasks=tasks), expected)
 
 
+@pytest.mark.parametrize("estimator", EVERY)
+def test_what_is_shared_can_be_read(estimator):
+    X, y, tasks = problem(17)
+    relations = clone(estimator).fit(X, y, tasks=tasks).relations_
+    assert relations
+    assert all(np.isfinite(relation.values).all() for relation in relations.values())
+
+
 # -- data that leave the solution undetermined ------------------------------------------------------
 
 

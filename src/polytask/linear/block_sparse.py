@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.utils.validation import check_is_fitted
 
 from polytask.core.data import Ints
+from polytask.core.relation import Relation
 from polytask.core.task import Floats
 from polytask.linear.estimator import warn_unconverged
 from polytask.linear.layout import Layout, weights_of
 from polytask.linear.moments import MomentsOnly, is_sparse, totals_of
 from polytask.linear.parameters import positive
 from polytask.linear.paths import Path, PathEstimator, given_levels, level_grid
+from polytask.linear.penalised import features_in_use
 from polytask.linear.penalties.block import RowNorm
 from polytask.linear.solvers.losses import TaskLosses
 from polytask.linear.solvers.proximal import solve_proximal
@@ -147,6 +150,13 @@ class BlockSparse(PathEstimator):
         self.n_iter_ = found.passes
         if found.gap > found.bound:
             warn_unconverged("BlockSparse", found.gap, found.bound, "a duality gap of", limit)
+
+    @property
+    def relations_(self) -> dict[str, Relation]:
+        """The coefficients of the features in use."""
+        check_is_fitted(self)
+        about = "Coefficients of the features that the tasks use."
+        return {"features in use": features_in_use(self, self.coef_, about)}
 
     def alpha_max(self, X: Any, y: Any, tasks: Any = None, sample_weight: Any = None) -> float:
         """Return the smallest ``alpha`` at which all coefficients are 0; arguments as of :meth:`fit`."""

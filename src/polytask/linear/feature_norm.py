@@ -5,13 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-import numpy as np
-
 from polytask.core.relation import Relation
 from polytask.core.task import Floats
 from polytask.linear.estimator import warn_unconverged
 from polytask.linear.parameters import not_negative
-from polytask.linear.penalised import PenalisedEstimator, feature_names, gradient_at_zero, names_of
+from polytask.linear.penalised import PenalisedEstimator, features_in_use, gradient_at_zero
 from polytask.linear.penalties.block import FeatureNorm
 from polytask.linear.penalties.elastic import Elastic
 from polytask.linear.penalties.spectral import Penalty
@@ -65,10 +63,7 @@ class FeatureNormEstimator(PenalisedEstimator):
 
     def _used(self, W: Floats, about: str) -> Relation:
         """Return the coefficients ``W`` of the features in use."""
-        kept = np.flatnonzero(self.coef_.any(axis=0))
-        names = feature_names(self, self.coef_.shape[1])
-        rows = tuple(names[number] for number in kept)
-        return Relation("coefficients", W[:, kept].T, rows, names_of(self.outputs_), about)
+        return features_in_use(self, W, about)
 
     def alpha_max(self, X: Any, y: Any, tasks: Any = None, sample_weight: Any = None) -> float:
         """Return the smallest ``alpha`` at which all coefficients are 0; arguments as of :meth:`fit`."""

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polytask.core.errors import InputError
 from polytask.core.task import Floats
@@ -104,7 +105,7 @@ class GraphRegularised(TaskEstimator):
         alpha = positive("alpha", self.alpha, "the strength of the penalty")
         ridge = not_negative("ridge", self.ridge, "the strength on the coefficients relative to that on differences")
         T, d = len(layout.names), X.shape[1]
-        weights = self._edges(T)
+        weights = edge_weights(self.graph, self.tasks_)
         self.laplacian_ = np.diag(weights.sum(axis=1)) - weights
         precision = self.laplacian_ + ridge * np.eye(T)
         losses = self._losses(layout.blocks, T, d, fit_intercept=self.fit_intercept)
@@ -127,24 +128,27 @@ class GraphRegularised(TaskEstimator):
         if found.optimality > max(found.bound, 1e-12):
             warn_unconverged("GraphRegularised", found.optimality, found.bound, "a gradient of", int(self.max_iter))
 
-    def _edges(self, T: int) -> Floats:
-        if self.graph is None:
-            return np.asarray((np.ones((T, T)) - np.eye(T)) / T)
-        if isinstance(self.graph, Mapping):
-            weights = np.zeros((T, T))
-            for pair, weight in self.graph.items():
-                if not isinstance(pair, tuple) or len(pair) != 2:
-                    raise InputError(f"graph has the key {pair!r}; give pairs of task labels")
-                first, second = (int(task_numbers(np.array([label]), self.tasks_, 1)[0]) for label in pair)
-                weights[first, second] = weights[second, first] = float(weight)
-        else:
-            weights = np.array(self.graph, dtype=np.float64)
-            if weights.shape != (T, T):
-                raise InputError(f"graph has shape {weights.shape}; give weights ({T}, {T}), one row per task")
-            if np.abs(weights - weights.T).max(initial=0.0) > 1e-10 * np.abs(weights).max(initial=0.0):
-                raise InputError("graph is not symmetric; give the average of the weights in both directions")
-            weights = 0.5 * (weights + weights.T)
-        np.fill_diagonal(weights, 0.0)
-        if not np.isfinite(weights).all() or (weights < 0).any():
-            raise InputError("graph must have finite weights that are not negative; 0 is no edge")
-        return weights
+
+def edge_weights(graph: Any, tasks: NDArray[Any]) -> Floats:
+    """Return the weights ``(T, T)`` of a graph of the tasks: a matrix, a mapping from pairs of labels, or None: all."""
+    T = len(tasks)
+    if graph is None:
+        return np.asarray((np.ones((T, T)) - np.eye(T)) / T)
+    if isinstance(graph, Mapping):
+        weights = np.zeros((T, T))
+        for pair, weight in graph.items():
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise InputError(f"graph has the key {pair!r}; give pairs of task labels")
+            first, second = (int(task_numbers(np.array([label]), tasks, 1)[0]) for label in pair)
+            weights[first, second] = weights[second, first] = float(weight)
+    else:
+        weights = np.array(graph, dtype=np.float64)
+        if weights.shape != (T, T):
+            raise InputError(f"graph has shape {weights.shape}; give weights ({T}, {T}), one row per task")
+        if np.abs(weights - weights.T).max(initial=0.0) > 1e-10 * np.abs(weights).max(initial=0.0):
+            raise InputError("graph is not symmetric; give the average of the weights in both directions")
+        weights = 0.5 * (weights + weights.T)
+    np.fill_diagonal(weights, 0.0)
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise InputError("graph must have finite weights that are not negative; 0 is no edge")
+    return weights

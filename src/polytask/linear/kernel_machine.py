@@ -19,7 +19,7 @@ from polytask.core.data import Ints
 from polytask.core.errors import InputError, unknown
 from polytask.core.task import Floats
 from polytask.linear.estimator import TaskEstimator
-from polytask.linear.graph_regularised import GraphRegularised
+from polytask.linear.graph_regularised import edge_weights
 from polytask.linear.kernels import Kernel, check_length_scale, default_length_scale, kernel_matrix
 from polytask.linear.layout import Layout, read, split_tasks, task_numbers
 from polytask.linear.moments import Block, Moments
@@ -231,9 +231,7 @@ def task_kernel_matrix(task_kernel: Any, mu: Any, graph: Any, tasks: NDArray[Any
         return correlation * np.ones((T, T)) + (1.0 - correlation) * np.eye(T)
     if task_kernel == "graph":
         ridge = positive("mu", mu, "what is added to the diagonal of the graph's Laplacian")
-        reader = GraphRegularised(graph=graph)
-        reader.tasks_ = tasks
-        weights = reader._edges(T)
+        weights = edge_weights(graph, tasks)
         inverse = np.linalg.inv(np.diag(weights.sum(axis=1)) - weights + ridge * np.eye(T))
         return np.asarray(0.5 * (inverse + inverse.T))
     raise InputError(unknown("task_kernel", task_kernel, TASK_KERNELS) + " Or give a matrix.")

@@ -27,13 +27,16 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array, hstack
+from sklearn.utils.validation import check_is_fitted
 
 from polytask.core.errors import InputError
+from polytask.core.relation import Relation
 from polytask.core.task import Floats
 from polytask.linear.estimator import warn_unconverged
 from polytask.linear.layout import Layout
 from polytask.linear.moments import Block, MomentsOnly, Stack, is_sparse
 from polytask.linear.paths import PathEstimator
+from polytask.linear.penalised import root_covariance, task_relations
 from polytask.linear.solvers.coupled import CoupledSolution, solve_coupled
 from polytask.linear.solvers.losses import TaskLosses
 
@@ -97,6 +100,7 @@ class MeanRegularised(PathEstimator):
     """
 
     takes_sparse = True
+    coef_: Floats
     common_: Floats
     intercept_: Floats
     _common_intercept: float | None
@@ -170,6 +174,13 @@ class MeanRegularised(PathEstimator):
         size = float(np.vdot(zero.gradient, zero.gradient))
         along = float(np.vdot(zero.gradient, losses.hessian(zero).times(zero.gradient)))
         return 10.0 * along / size if size > 0.0 else 1.0
+
+    @property
+    def relations_(self) -> dict[str, Relation]:
+        """How the coefficients of the tasks go together: covariance, correlation and tree."""
+        check_is_fitted(self)
+        about = "(W W^T)^(1/2) / trace of the coefficients."
+        return task_relations(root_covariance(self.coef_), self.tasks_, about)
 
     def _lends(self) -> bool:
         return bool(self.intercepts != "own")

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from polytask.core.relation import Relation
 from polytask.core.task import Floats
-from polytask.linear.estimator import warn_unconverged
+from polytask.linear.estimator import TaskEstimator, warn_unconverged
 from polytask.linear.layout import Layout
 from polytask.linear.parameters import count as count
 from polytask.linear.parameters import not_negative as not_negative
@@ -104,6 +104,14 @@ def feature_names(estimator: Any, n_features: int) -> tuple[str, ...]:
     """Return the column names of the fit, or x0, x1 and so on."""
     known = getattr(estimator, "feature_names_in_", None)
     return tuple(f"x{number}" for number in range(n_features)) if known is None else tuple(str(n) for n in known)
+
+
+def features_in_use(estimator: TaskEstimator, W: Floats, about: str) -> Relation:
+    """Return the coefficients ``W`` of the features that some task of a fitted model uses."""
+    kept = np.flatnonzero(estimator.coef_.any(axis=0))
+    names = feature_names(estimator, estimator.coef_.shape[1])
+    rows = tuple(names[number] for number in kept)
+    return Relation("coefficients", W[:, kept].T, rows, names_of(estimator.outputs_), about)
 
 
 def root_covariance(W: Floats) -> Floats:

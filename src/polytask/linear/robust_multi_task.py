@@ -15,39 +15,17 @@ KDD 2011; Gong, Ye & Zhang, Robust multi-task feature learning, KDD 2012.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from polytask.core.errors import InputError
 from polytask.core.relation import Relation
-from polytask.core.task import Floats
 from polytask.linear.penalised import PenalisedEstimator, names_of, positive, root_covariance, task_relations
 from polytask.linear.penalties.block import RowNorm
 from polytask.linear.penalties.spectral import Penalty, TaskNorm, TraceNorm
 
 SHARED = ("low-rank", "features")
-
-
-@dataclass(frozen=True)
-class _FeatureNorm:
-    """:class:`RowNorm` with its conjugate."""
-
-    norm: RowNorm
-
-    def value(self, W: Floats) -> float:
-        return self.norm.value(W)
-
-    def prox(self, V: Floats, step: float) -> Floats:
-        return self.norm.prox(V, step)
-
-    def shrinkage(self, G: Floats) -> float:
-        top = RowNorm.dual_norm(G)
-        return 1.0 if top <= self.norm.alpha else self.norm.alpha / top
-
-    def conjugate(self, G: Floats) -> float:  # noqa: ARG002 - zero wherever it is finite
-        return 0.0
 
 
 class RobustMultiTask(PenalisedEstimator):
@@ -119,7 +97,7 @@ class RobustMultiTask(PenalisedEstimator):
             raise InputError(f'shared must be "low-rank" or "features", got {self.shared!r}')
         alpha = positive("alpha", self.alpha, "the strength on the shared part")
         outlier = positive("outlier", self.outlier, "the strength on the tasks' own parts")
-        shared: Penalty = TraceNorm(alpha) if self.shared == "low-rank" else _FeatureNorm(RowNorm(alpha))
+        shared: Penalty = TraceNorm(alpha) if self.shared == "low-rank" else RowNorm(alpha)
         return [shared, TaskNorm(outlier)]
 
     def _describe(self) -> None:
