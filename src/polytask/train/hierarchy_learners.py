@@ -16,9 +16,7 @@ from polytask.deep.encoders import BranchedEncoder, Encoder
 from polytask.deep.somp import thin_encoder
 from polytask.train.balancers import Reduction
 from polytask.train.levels import parse_levels, task_levels
-from polytask.train.loop import fit
-from polytask.train.network_learner import SharingLearner, start_at_constants
-from polytask.train.networks import build
+from polytask.train.network_learner import SharingLearner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +77,9 @@ class AdaptiveSharingLearner(SharingLearner):
             return network, description
         wider = {**description, "network": "hard-sharing"}
         wider |= {name: [self.wide * size for size in description[name]] for name in _SIZES if name in description}
-        teacher = build(train.tasks, wider, seed=seed)
-        start_at_constants(teacher, train)
-        fit(
-            teacher,
-            self._balancer(train.tasks, seed),
-            train,
-            valid,
-            settings=self._settings(),
-            seed=seed,
-            progress=progress,
-            checkpoint=checkpoint,
+        balancer = self._balancer(train.tasks, seed)
+        teacher = self._trained_first(
+            wider, balancer, train, valid, seed=seed, progress=progress, checkpoint=checkpoint
         )
         trunk = teacher.get_submodule("trunk")
         assert isinstance(trunk, BranchedEncoder)

@@ -9,7 +9,7 @@ the best constant of each task, so that what differs between them is the sharing
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -153,20 +153,43 @@ class NetworkLearner:
         checkpoint: Path | None,
     ) -> SingleTask:
         """Return single-task networks of the same build, trained with the same settings; a start for others."""
-        network = build(train.tasks, {**self._description(train), "network": "single-task"}, seed=seed)
-        start_at_constants(network, train)
-        fitted = fit(
-            network,
+        network = self._trained_first(
+            {**self._description(train), "network": "single-task"},
             make_balancer("equal", train.tasks, seed=seed),
+            train,
+            valid,
+            seed=seed,
+            progress=progress,
+            checkpoint=checkpoint,
+        )
+        assert isinstance(network, SingleTask)
+        return network
+
+    def _trained_first(
+        self,
+        description: Mapping[str, Any],
+        balancer: Balancer,
+        train: TaskData,
+        valid: TaskData | None,
+        *,
+        seed: int,
+        progress: Progress | None,
+        checkpoint: Path | None,
+    ) -> SharingNetwork:
+        """Return the network of another description, trained with the same settings."""
+        network = build(train.tasks, description, seed=seed)
+        start_at_constants(network, train)
+        fit(
+            network,
+            balancer,
             train,
             valid,
             settings=self._settings(),
             seed=seed,
-            progress=None if progress is None else _first(progress),
+            progress=None if progress is None else _first(progress, str(description["network"])),
             checkpoint=checkpoint,
         )
-        assert isinstance(fitted.network, SingleTask)
-        return fitted.network
+        return network
 
     def _layers(self) -> list[int]:
         return _sizes("widths", self.widths)
@@ -230,9 +253,9 @@ class SharingLearner(NetworkLearner):
         return make_balancer(self.balancer, tasks, reduction=self.reduction, seed=seed)
 
 
-def _first(progress: Progress) -> Callable[[str, float], None]:
+def _first(progress: Progress, network: str) -> Callable[[str, float], None]:
     def told(text: str, _: float) -> None:
-        progress(f"single-task networks first: {text}", 0.0)
+        progress(f"{network} networks first: {text}", 0.0)
 
     return told
 
