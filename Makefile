@@ -10,7 +10,7 @@ JOBS ?= 2
 export POLYTASK_DATA ?= $(wildcard $(abspath ../shared/data))
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: demo test check format bench bench-linear bench-deep bench-balance bench-verdict reproduce-linear clean
+.PHONY: demo test check format bench bench-linear bench-deep bench-balance bench-verdict reproduce-linear reproduce-deep clean
 
 .venv/.python:
 	@echo "Setting up .venv (once; a few minutes and 1.4 GB)"
@@ -72,6 +72,11 @@ bench-verdict: .venv/.dev
 reproduce-linear: .venv/.dev
 	$(ONE_THREAD) $(BIN)/python benchmarks/reproduce_linear.py --jobs $(JOBS)
 	$(ONE_THREAD) $(BIN)/python benchmarks/reproduce_linear.py --report docs/linear.md
+
+# the deep architectures on five data sets, about an hour and a half on two cores; goes on where it was stopped
+reproduce-deep: .venv/.dev
+	$(ONE_THREAD) $(BIN)/python benchmarks/reproduce_deep.py --jobs $(JOBS)
+	$(ONE_THREAD) $(BIN)/python benchmarks/reproduce_deep.py --report docs/deep.md
 
 clean:
 	rm -rf .venv build dist runs .mypy_cache .ruff_cache .pytest_cache

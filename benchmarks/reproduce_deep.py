@@ -12,8 +12,9 @@ Every method gets the protocol's network (:mod:`deep_protocols`), the same numbe
 learning rate (cosine schedule, no early stopping), and three settings of one hyper-parameter: the strength of
 its sharing where it has one, otherwise weight decay. The one with the best score on a quarter of the training
 rows of the first split, by networks trained on the other three quarters, is used on all splits. Test rows are
-read once, by the final model. What a method trains beforehand (single-task networks that cross-stitch starts
-from, say) has the same budget once more and counts in its time.
+read once, by the final model. Adaptive sharing alone holds out a fifth of the training rows, to see what tasks
+find difficult, and keeps the epoch that is best there. What a method trains beforehand (single-task networks
+whose weights tensor factorisation decomposes, say) has the same budget once more and counts in its time.
 
 Differences are paired over splits; their 95 % intervals take sampling of test rows and of training rows apart
 (:mod:`polytask.compare.statistics`) and are not adjusted for their number.
@@ -76,6 +77,10 @@ class Method:
         Whether it gets the protocol's wide network.
     left_out
         Protocol → why the method does not run there.
+    shares_of_epochs
+        Field → its value as a share of the epochs.
+    holds_out
+        Whether it holds out a fifth of the training rows, to learn from what networks find difficult there.
     """
 
     label: str
@@ -84,15 +89,19 @@ class Method:
     grid: tuple[dict[str, Any], ...] = WEIGHT_DECAYS
     wide: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
+    shares_of_epochs: dict[str, float] = field(default_factory=dict)
+    holds_out: bool = False
 
     @cached_property
     def key(self) -> str:
         """Label and a digest of the settings."""
-        settings = [self.learner, self.fixed, list(self.grid), self.wide]
+        settings = [self.learner, self.fixed, list(self.grid), self.wide, self.shares_of_epochs, self.holds_out]
         return f"{self.label} {zlib.crc32(json.dumps(settings, sort_keys=True).encode()):08x}"
 
 
 _SQUARED = {"omniglot": "every drawing would pass through the networks of all 20 alphabets"}
+_ALONE = dict.fromkeys(("omniglot", "school"), "it relates tasks by rows that they have in common; here they have none")
+_UNORDERED = {"omniglot": "alphabets have no order from simple to hard, and each level would read all pictures again"}
 SINGLE, HARD, WIDE = "single-task", "hard sharing", "hard sharing, wide"
 CROSS_STITCH, ADAPTIVE, TRACE = "cross-stitch", "adaptive sharing", "soft sharing, trace norm"
 FACTORISED = tuple(f"tensor factorisation, {form}" for form in ("LAF", "Tucker", "TT"))
@@ -110,12 +119,13 @@ METHODS = (
         Method(label, "tensor-factorisation", {"form": form}, _grid("tolerance", 0.1, 0.3, 0.5))
         for label, form in zip(FACTORISED, ("laf", "tucker", "tt"), strict=True)
     ),
-    Method(ADAPTIVE, "adaptive-sharing"),
+    Method(ADAPTIVE, "adaptive-sharing", grid=_grid("alpha", 2.0, 8.0, 32.0), left_out=_ALONE, holds_out=True),
     Method("low supervision", "low-supervision"),
-    Method("joint many-task", "joint-many-task"),
-    Method("learned branching", "learned-branching"),
+    Method("joint many-task", "joint-many-task", left_out=_UNORDERED),
+    Method("learned branching", "learned-branching", shares_of_epochs={"anneal_epochs": 2 / 3}),
     Method("MMoE", "mmoe"),
-    Method("PLE", "ple"),
+    Method("CGC", "cgc"),
+    Method("PLE", "ple", left_out=_SQUARED),
     Method("DSelect-k", "dselect-k"),
     Method("MTAN", "mtan"),
 )
@@ -157,8 +167,9 @@ def known_methods() -> tuple[Method, ...]:
 
 
 def fitted(protocol: dp.Protocol, method: Method, setting: dict[str, Any], case: Case, seed: int) -> NetworkModel:
-    """Train for the whole budget, without early stopping."""
+    """Train for the whole budget; what is held out, where something is, chooses the epoch."""
     fields = {**protocol.network, **(protocol.wide if method.wide else {}), **method.fixed, **setting}
+    fields |= {name: max(1, round(share * fields["max_epochs"])) for name, share in method.shares_of_epochs.items()}
     learner = registry.learner_class(method.learner)(
         **fields,
         patience=fields["max_epochs"],
@@ -166,7 +177,7 @@ def fitted(protocol: dp.Protocol, method: Method, setting: dict[str, Any], case:
         own_rows=case.train.one_task_per_row,
         device="cpu",
     )
-    nothing = case.train.rows(np.arange(1)).without_labels()
+    nothing = None if method.holds_out else case.train.rows(np.arange(1)).without_labels()
     model = learner.fit(case.train, valid=nothing, seed=seed)
     assert isinstance(model, NetworkModel)
     return model
