@@ -50,6 +50,8 @@ _MANY_ROWS = 4096
 _THINNED = 8
 _GLANCE_SWEEPS = 200
 _FAINT = 0.02
+_KEPT_UP = 64  # sweeps that keep the gradient on all features up to date before it is computed anew
+_COARSE = 1e-9  # gap, as a share of ||Y||² / n, that is far above the rounding of so many updates
 _PATH = 10  # from so many alphas on the Gram matrix of all features pays
 
 
@@ -262,6 +264,7 @@ class _Search:
         self.kernels = block_descent
         self.design = design
         self.sweeps = 0
+        self.certified_at = 0  # sweeps before the gradient was last computed from the coefficients
         self.trust = 1.0  # the gap by the estimate of a sweep with the residual
         self.place = np.full(design.n_features, -1)
         self.before: _Mark | None = None
@@ -411,9 +414,20 @@ class _Search:
 
     # -- certificates -------------------------------------------------------------------------
 
-    def certify(self) -> None:
-        """Compute the negative gradient on all features from the coefficients alone."""
+    def certify(self, *, coarse: bool = False) -> None:
+        """Compute the negative gradient on all features from the coefficients alone.
+
+        Where the Gram matrix and the working set are of all features the sweeps keep it up to date, which serves
+        as well for a ``coarse`` gap.
+        """
         design, k = self.design, self.size
+        if coarse and self.whole and k == design.n_features and self.sweeps - self.certified_at <= _KEPT_UP:
+            self.slopes = self.S[:, :k].copy()
+            self.along = design.yy - float(np.vdot(self.target, self.W))
+            self.rest = max(self.along - float(np.vdot(self.S, self.W)), 0.0)
+            self.norms = _norms(self.slopes)
+            return
+        self.certified_at = self.sweeps
         if self.whole:
             gram, cross = design.require_gram(), design.correlations()
             used = np.flatnonzero(self.W[:, :k].any(axis=0))
@@ -552,7 +566,7 @@ class _Search:
             )
             left -= sweeps
             self.sweeps += sweeps
-            self.certify()
+            self.certify(coarse=goal > _COARSE * self.design.yy)
             gap = self.gap(alpha)
             if gap < best:
                 stalls = 0 if gap < 0.9 * best else stalls + 1
