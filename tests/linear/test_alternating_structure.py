@@ -33,6 +33,28 @@ def test_objective_falls_every_round_and_is_that_of_the_definition(problems, los
     np.testing.assert_allclose(model.coef_, model.own_coef_ + loadings @ model.components_, atol=1e-10)
 
 
+@pytest.mark.parametrize(("shared", "ridge"), [(True, 0.01), (False, 0.01), (True, 0.0)])
+def test_rounds_are_those_of_dense_systems_with_fewer_rows_than_features(shared, ridge):
+    rng = np.random.default_rng(8)
+    n, d, T, alpha, h = 15, 40, 4, 0.2, 2
+    designs = [rng.normal(size=(n, d))] * T if shared else list(rng.normal(size=(T, n, d)))
+    Y = np.stack([X @ rng.normal(size=(d, 3)) @ rng.normal(size=3) for X in designs], axis=1)
+    model = AlternatingStructure(alpha, h, ridge=ridge, fit_intercept=False, tol=1e-7)
+    if shared:
+        model.fit(designs[0], Y)
+    else:
+        model.fit(np.concatenate(designs), Y.T.reshape(-1), tasks=np.repeat(np.arange(T), n))
+    theta, values = np.zeros((0, d)), []
+    for _ in model.objectives_:
+        R = (alpha + ridge) * np.eye(d) - alpha * theta.T @ theta
+        W = np.stack([np.linalg.solve(X.T @ X / n + R, X.T @ y / n) for X, y in zip(designs, Y.T, strict=True)])
+        rest = np.stack([y - X @ w for X, y, w in zip(designs, Y.T, W, strict=True)])
+        values.append(0.5 * np.square(rest).sum() / n + 0.5 * np.einsum("td,de,te->", W, R, W))
+        theta = np.linalg.svd(W, full_matrices=False)[2][:h]
+    np.testing.assert_allclose(model.objectives_, values, rtol=1e-9)
+    np.testing.assert_allclose(model.coef_, W, atol=1e-8 * np.abs(W).max())
+
+
 def test_the_directions_are_the_best_for_the_coefficients(problems):
     X, y, tasks = problems.stacked(1, rank=3)
     model = AlternatingStructure(0.3, 2, tol=1e-12, max_iter=5000).fit(X, y, tasks=tasks)

@@ -8,6 +8,11 @@ W: (T tasks, d features), Theta: (h, d). Only what lies outside the shared direc
 alpha: with the best v_t = Theta w_t it is alpha / 2 w_t^T (I - Theta^T Theta) w_t. Rounds: W given Theta
 (every task alone, exact), then Theta = the h leading right singular vectors of W. The objective
 never rises; the problem is not convex (see RelaxedClusters for its convex relaxation).
+With squared losses of Hessians S_t and A_t = S_t + (alpha + ridge) I, inverted once, a round costs
+O(h d²) per task (Woodbury):
+
+    w_t = A_t^-1 b_t + Q_t (I / alpha - Theta Q_t)^-1 Theta A_t^-1 b_t,     Q_t = A_t^-1 Theta^T
+
 h = 0 is ridge of strength alpha + ridge; h = min(d, T) leaves the ridge only.
 
 Ando & Zhang, A framework for learning predictive structures from multiple tasks and unlabeled data,
@@ -34,8 +39,12 @@ from polytask.linear.penalised import (
     root_covariance,
     task_relations,
 )
-from polytask.linear.solvers.losses import TaskLosses
-from polytask.linear.solvers.quadratic import penalty_value, solve_quadratic
+from polytask.linear.solvers.losses import Curvature, Point, TaskLosses, kinds_of
+from polytask.linear.solvers.quadratic import solve_quadratic
+
+_PRECISION = 1e-10  # of the gradient at W = 0, to which the coefficients for given directions are brought
+_CORRECTIONS = 4
+_LIFT = 1e-14
 
 
 class AlternatingStructure(TaskEstimator):
@@ -122,20 +131,17 @@ class AlternatingStructure(TaskEstimator):
         T, d = losses.n_tasks, losses.n_features
         losses.require_grams()
         h = min(wanted, T, d)
-        nothing = np.zeros((T, T))
-        state = {"R": (alpha + ridge) * np.eye(d), "theta": np.zeros((0, d))}
+        tasks = _TasksAlone(losses, alpha, ridge)
+        state = {"theta": np.zeros((0, d))}
 
         def fit_tasks() -> float:
-            found = solve_quadratic(losses, features=state["R"], tol=1e-10, max_steps=100, start=state.get("W"))
-            state["W"], state["intercept"] = found.W, found.intercept
-            point = losses.at(found.W)
-            return point.value + penalty_value(found.W, state["R"], nothing)
+            point = tasks.fit(state["theta"], state.get("W"))
+            state["W"], state["intercept"] = point.W, point.intercept
+            return point.value + 0.5 * float((point.W * tasks.slope(point.W, state["theta"])).sum())
 
         def advance() -> float:
             _, _, Vt = np.linalg.svd(state["W"], full_matrices=False)
-            theta = Vt[:h]
-            state["theta"] = theta
-            state["R"] = (alpha + ridge) * np.eye(d) - alpha * theta.T @ theta
+            state["theta"] = Vt[:h]
             return fit_tasks()
 
         self.objectives_ = alternate(
@@ -156,3 +162,49 @@ class AlternatingStructure(TaskEstimator):
             ),
             **task_relations(root_covariance(W), self.tasks_, "(W W^T)^(1/2) / trace of the coefficients."),
         }
+
+
+class _TasksAlone:
+    """Finds the best coefficients of every task for given directions, for squared losses from one inverse per Hessian.
+
+    A solution is corrected by that of its residual; where rounding leaves too much of it (A_t is nearly
+    singular along the directions) the systems are solved directly.
+    """
+
+    def __init__(self, losses: TaskLosses, alpha: float, ridge: float) -> None:
+        self.losses, self.alpha, self.ridge = losses, alpha, ridge
+        self.null = losses.at(np.zeros((losses.n_tasks, losses.n_features)))
+        self.inverse: Curvature | None = None
+        if losses.all_quadratic:
+            curvature = losses.curvature(self.null)
+            (pattern, scale), which = kinds_of(curvature)
+            own = scale[:, None, None] * curvature.grams[pattern.astype(np.int64)]
+            inverse = np.linalg.inv(own + (alpha + ridge) * np.eye(losses.n_features))
+            self.inverse = Curvature(inverse, which, np.ones(losses.n_tasks))
+
+    def slope(self, W: Floats, theta: Floats) -> Floats:
+        """Return the gradient of the penalties, ``(T, d)``."""
+        return np.asarray((self.alpha + self.ridge) * W - self.alpha * (W @ theta.T) @ theta)
+
+    def fit(self, theta: Floats, start: Floats | None) -> Point:
+        """Return the losses at the best coefficients for the directions ``theta`` ``(h, d)``."""
+        if self.inverse is not None:
+            point, bound = self.null, _PRECISION * float(np.abs(self.null.gradient).max(initial=0.0))
+            for _ in range(_CORRECTIONS):
+                rest = point.gradient + self.slope(point.W, theta)
+                if float(np.abs(rest).max(initial=0.0)) <= bound:
+                    return point
+                point = self.losses.at(point.W - self._solve(self.inverse, rest, theta), point)
+            start = point.W
+        R = (self.alpha + self.ridge) * np.eye(self.losses.n_features) - self.alpha * theta.T @ theta
+        found = solve_quadratic(self.losses, features=R, tol=_PRECISION, max_steps=100, start=start)
+        return self.losses.at(found.W)
+
+    def _solve(self, inverse: Curvature, right: Floats, theta: Floats) -> Floats:
+        """Return (A_t - alpha Theta^T Theta)^-1 times the rows of ``right``, ``(T, d)``."""
+        alone = inverse.times(right)
+        along = np.matmul(inverse.grams, theta.T)  # Q, (K, d, h)
+        inner = np.eye(len(theta)) / self.alpha - np.matmul(theta, along)
+        lift = _LIFT * np.eye(len(theta)) / self.alpha  # corrected for, and keeps a singular system solvable
+        bent = np.linalg.solve((inner + lift)[inverse.pattern], (alone @ theta.T)[:, :, None])
+        return np.asarray(alone + np.matmul(along[inverse.pattern], bent)[:, :, 0])

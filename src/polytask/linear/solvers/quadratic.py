@@ -88,19 +88,19 @@ def solve_quadratic(
 
 
 def _search(losses: TaskLosses, point: Point, change: Floats, R: Floats, P: Floats) -> Point | None:
-    here = point.value + penalty_value(point.W, R, P)
+    here = point.value + _penalty_value(point.W, R, P)
     slope = float(((point.gradient + _times(point.W, R) + P @ point.W) * change).sum())
     size = 1.0
     for _ in range(_HALVINGS):
         moved = losses.at(point.W + size * change, point)
-        fall = moved.value + penalty_value(moved.W, R, P) - here
+        fall = moved.value + _penalty_value(moved.W, R, P) - here
         if fall <= 1e-4 * size * slope or abs(slope) <= _ROUNDING * abs(here):
             return moved
         size *= 0.5
     return None
 
 
-def penalty_value(W: Floats, R: Floats, P: Floats) -> float:
+def _penalty_value(W: Floats, R: Floats, P: Floats) -> float:
     """Return 1/2 tr(W R W^T) + 1/2 tr(W^T P W)."""
     return 0.5 * float((W * (_times(W, R) + P @ W)).sum())
 
