@@ -5,7 +5,9 @@
 Every round takes the gradient on all features and the duality gap at the scaled residuals, chooses a
 working set of features (those in use and the most violated), and improves W on it by coordinate
 descent on the quadratic model of F, extrapolated after every few passes; a step that does not lower
-the objective enough is halved. For squared losses the model is F itself. It stops when
+the objective enough is halved. For squared losses the model is F itself; where many passes do not end it with
+l1/linf, as with more features than rows, an interior-point method does, and passes then find its ties and zeros.
+It stops when
 
     gap = primal - dual <= tol * F(0).
 
@@ -18,13 +20,13 @@ coordinate descent, AISTATS 2021. Gap with scaled residuals: Kim et al. 2007.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from polytask.core.data import Ints
 from polytask.core.task import Floats
-from polytask.linear.penalties.block import EntryNorm, FeatureNorm
+from polytask.linear.penalties.block import EntryNorm, FeatureNorm, RowMaximum
 from polytask.linear.penalties.elastic import Elastic
 from polytask.linear.solvers.face import face_step
 from polytask.linear.solvers.losses import Curvature, Point, TaskLosses
@@ -36,6 +38,9 @@ _INNER_SHARE = 0.03  # of the gap on all features, to which it is brought on a w
 _SHARE = 1e-3  # of the first changes on a model of F, at which the next model is due
 _FIRST_FACE = 2  # sweeps before the first Newton step on the face
 _NEWTON_STEPS = 4  # on a face that is not quadratic
+_INTERIOR = 8  # sweeps after which the interior-point method takes over, and between two of its runs
+_INTERIOR_SHARE = 0.05  # of the final gap, to which it goes at once
+_LARGEST_ROOTS = 40_000_000  # numbers it may need for the tasks' roots; 320 MB
 _HALVINGS = 30
 _ROUNDING = 1e-11  # changes below this share of the objective are not compared
 _STALLS = 5
@@ -80,7 +85,7 @@ def solve_feature_norms(
         wanted *= 2
         model = _Model.at(losses, point, features, norm, ridge, null.value if quadratic else None)
         goal = 0.3 * bound if features is None else max(0.3 * bound, _INNER_SHARE * gap)
-        passes += model.descend(goal, max_passes - passes)
+        passes += model.descend(goal, bound, max_passes - passes)
         target = point.W.copy()
         target[:, slice(None) if features is None else features] = model.W
         moved = losses.at(target, point) if quadratic else _search(losses, point, target, penalty)
@@ -160,7 +165,7 @@ class _Model:
         gradient = np.array(point.gradient[:, local], order="C")
         return cls(curvature, norm, ridge, W, gradient, curvature.times(W) - gradient, constant)
 
-    def descend(self, goal: float, max_passes: int) -> int:
+    def descend(self, goal: float, bound: float, max_passes: int) -> int:
         """Improve W; return the passes made.
 
         It stops at a duality gap of ``goal`` or, where there is no constant, when the entries change by
@@ -193,6 +198,9 @@ class _Model:
             if self.constant is not None and self._gap(self.constant) <= goal:
                 break
             sweeps += 1
+            if sweeps % _INTERIOR == 0:
+                self._by_interior(_INTERIOR_SHARE * bound)
+                continue
             if sweeps >= due:
                 due = sweeps + 1 + sweeps // 2  # ever rarer
                 if self._finish(levels):
@@ -214,6 +222,29 @@ class _Model:
                 break
             done = True
         return done
+
+    def _by_interior(self, goal: float) -> None:
+        """Move to where the interior-point method ends, where it applies and has a smaller gap."""
+        constant = self.constant
+        if not isinstance(self.norm, RowMaximum) or constant is None or self.W.size * len(self.W[0]) > _LARGEST_ROOTS:
+            return
+        from polytask.linear.solvers.interior import interior_levels
+
+        def at(W: Floats) -> _Model:
+            return replace(self, W=W, gradient=self._gradient_at(W))
+
+        found = at(
+            interior_levels(
+                self.curvature,
+                self.norm.alpha,
+                self.ridge,
+                self.linear,
+                self.W,
+                lambda W: at(W)._gap(constant) <= goal,
+            )
+        )
+        if found._gap(constant) < self._gap(constant):
+            self.W[:], self.gradient[:] = found.W, found.gradient
 
     def _gradient_at(self, W: Floats) -> Floats:
         return self.curvature.times(W) - self.linear
