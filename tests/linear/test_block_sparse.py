@@ -15,6 +15,7 @@ from sklearn.linear_model import Lasso, LogisticRegression, MultiTaskLasso
 
 import polytask.linear.block_sparse as module
 import polytask.linear.solvers.losses as losses_module
+import polytask.linear.solvers.shared_design as shared_design
 from polytask.core.errors import InputError
 from polytask.linear import BlockSparse
 
@@ -122,6 +123,38 @@ def test_wide_data_goes_through_working_sets_to_the_same_solution_as_scikit_lear
         ours = BlockSparse(alpha, tol=1e-12).fit(X, Y)
         theirs = MultiTaskLasso(alpha=alpha, tol=1e-11, max_iter=100_000).fit(X, Y)
         np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=5e-6)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.1, 0.02])
+def test_many_rows_begin_with_some_of_them_and_end_at_the_same_solution(monkeypatch, share):
+    monkeypatch.setattr(shared_design, "_MANY_ROWS", 100)
+    monkeypatch.setattr(shared_design, "_SMALL_GRAM", 10)
+    glances = []
+    original = shared_design._glance
+    monkeypatch.setattr(shared_design, "_glance", lambda *args: glances.append(original(*args)) or glances[-1])
+    X, Y = table(21, n=900, d=60)
+    alpha = share * BlockSparse().alpha_max(X, Y)
+    ours = BlockSparse(alpha=alpha, tol=1e-13).fit(X, Y)
+    theirs = MultiTaskLasso(alpha=alpha, tol=1e-10, max_iter=100_000).fit(X, Y)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-7)
+    assert len(glances) == 1
+    assert glances[0].any()
+
+
+@pytest.mark.parametrize("tol", [1e-6, 1e-12])
+def test_gaps_along_a_path_to_all_features_are_those_of_the_definition(tol):
+    X, Y = table(22, n=200, d=40)
+    alphas, coefs, intercepts, gaps = BlockSparse(tol=tol).path(X, Y, n_alphas=400, eps=1e-4)
+    assert (coefs[-1] != 0).all()
+    null = 0.5 * np.square(Y - Y.mean(axis=0)).sum() / len(Y)
+    for alpha, W, b, gap in zip(alphas, coefs, intercepts, gaps, strict=True):
+        R = Y - X @ W.T - b
+        top = np.linalg.norm(R.T @ (X - X.mean(axis=0)), axis=0).max() / len(Y)
+        s = min(1.0, alpha / top)
+        primal = 0.5 * np.square(R).sum() / len(Y) + alpha * np.linalg.norm(W, axis=0).sum()
+        dual = (s * (R * (Y - Y.mean(axis=0))).sum() - 0.5 * s**2 * np.square(R).sum()) / len(Y)
+        assert gap == pytest.approx(primal - dual, abs=1e-12 * null)
+        assert gap <= tol * null
 
 
 def test_wide_logistic_data_satisfy_the_optimality_conditions():

@@ -50,7 +50,7 @@ _MANY_ROWS = 4096
 _THINNED = 8
 _GLANCE_SWEEPS = 200
 _FAINT = 0.02
-_KEPT_UP = 64  # sweeps that keep the gradient on all features up to date before it is computed anew
+_FEW = 0.5  # share of the features beyond which a part of the rows says little of which ones matter
 _COARSE = 1e-9  # gap, as a share of ||Y||² / n, that is far above the rounding of so many updates
 _PATH = 10  # from so many alphas on the Gram matrix of all features pays
 
@@ -264,7 +264,7 @@ class _Search:
         self.kernels = block_descent
         self.design = design
         self.sweeps = 0
-        self.certified_at = 0  # sweeps before the gradient was last computed from the coefficients
+        self.computed = True  # whether the last gradient was computed from the coefficients
         self.trust = 1.0  # the gap by the estimate of a sweep with the residual
         self.place = np.full(design.n_features, -1)
         self.before: _Mark | None = None
@@ -418,16 +418,16 @@ class _Search:
         """Compute the negative gradient on all features from the coefficients alone.
 
         Where the Gram matrix and the working set are of all features the sweeps keep it up to date, which serves
-        as well for a ``coarse`` gap.
+        for a ``coarse`` gap, but not twice in turn: continued steps would multiply the rounding.
         """
         design, k = self.design, self.size
-        if coarse and self.whole and k == design.n_features and self.sweeps - self.certified_at <= _KEPT_UP:
+        self.computed = not (coarse and self.computed and self.whole and k == design.n_features)
+        if not self.computed:
             self.slopes = self.S[:, :k].copy()
             self.along = design.yy - float(np.vdot(self.target, self.W))
             self.rest = max(self.along - float(np.vdot(self.S, self.W)), 0.0)
             self.norms = _norms(self.slopes)
             return
-        self.certified_at = self.sweeps
         if self.whole:
             gram, cross = design.require_gram(), design.correlations()
             used = np.flatnonzero(self.W[:, :k].any(axis=0))
@@ -620,11 +620,11 @@ def solve_shared(
 def _from_zero(search: _Search, alpha: float, bound: float, tol: float, max_sweeps: int) -> float:
     design = search.design
     if design.X is not None and len(design.X) >= _MANY_ROWS and not search.whole:
-        part = solve_shared(design.thinned(_THINNED), alpha, tol=max(_ROUGH, tol), max_sweeps=_GLANCE_SWEEPS)
-        sizes = _norms(part.W)
+        part = _glance(design.thinned(_THINNED), alpha, max(_ROUGH, tol))
+        sizes = _norms(part)
         if sizes.any():
             # on fewer rows noise looks like many small coefficients
-            W = np.where(sizes > _FAINT * sizes.max(), part.W, 0.0)
+            W = np.where(sizes > _FAINT * sizes.max(), part, 0.0)
             search.begin(W if design.turn is None else design.turn @ W)
             return search.solve(alpha, bound, max_sweeps)
     search.begin(None)
@@ -636,6 +636,19 @@ def _from_zero(search: _Search, alpha: float, bound: float, tol: float, max_swee
         level *= step
         search.advance(level, rough, max_sweeps // 2, once=True)
     return search.advance(alpha, bound, max_sweeps - search.sweeps)
+
+
+def _glance(design: SharedDesign, alpha: float, tol: float) -> Floats:
+    """Return rough coefficients ``(T, d)`` at ``alpha``, or at a larger one below which many features come in."""
+    search = _Search(design, whole=False)
+    search.begin(None)
+    level, goal = float(search.norms.max(initial=0.0)), 0.5 * tol * design.total
+    while level > alpha:
+        level = max(level * _STEP, alpha)
+        if np.count_nonzero(search.norms > level) > _FEW * design.n_features:
+            break
+        search.advance(level, goal, _GLANCE_SWEEPS, once=True)
+    return search.coefficients()
 
 
 def largest_alpha(design: SharedDesign) -> float:
