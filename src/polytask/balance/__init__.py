@@ -10,6 +10,7 @@ from polytask.balance.config import ConFIG as ConFIG
 from polytask.balance.dbmtl import DBMTL as DBMTL
 from polytask.balance.dwa import DWA as DWA
 from polytask.balance.equal import Equal as Equal
+from polytask.balance.exchange import Exchange as Exchange
 from polytask.balance.fairgrad import FairGrad as FairGrad
 from polytask.balance.famo import FAMO as FAMO
 from polytask.balance.features import Copies as Copies

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from polytask.balance.exchange import Exchange
 from polytask.balance.features import (
     Features,
     Losses,
@@ -30,7 +31,7 @@ from polytask.balance.features import (
     through_heads,
     total,
 )
-from polytask.balance.gram import TaskRows, parameter_gram, reaches_around
+from polytask.balance.gram import Start, TaskRows, parameter_gram, reaches_around
 from polytask.core.errors import InputError, unknown
 
 Level = Literal["features", "exact", "tasks"]
@@ -69,6 +70,7 @@ class Balancer(nn.Module, ABC):
         *,
         present: Tensor | None = None,
         features: Features | None = None,
+        exchange: Exchange | None = None,
     ) -> Tensor:
         """Add the balanced gradients to ``.grad`` and return the weights used, ``(T,)``, without gradient.
 
@@ -85,6 +87,9 @@ class Balancer(nn.Module, ABC):
             weight 0 and changes nothing, whatever its entry in ``losses``.
         features
             The last shared representation, for methods that balance gradients.
+        exchange
+            Where the batch is spread over processes: how to add up. ``present`` is then that of the joint batch, and
+            what is added to ``.grad`` is this process's part (parameters of the balancer itself: the whole).
 
         Every parameter to be trained belongs to one of the two lists.
         """
@@ -121,6 +126,12 @@ class Balancer(nn.Module, ABC):
         """Close an epoch."""
 
 
+def joint_values(losses: Losses, exchange: Exchange | None) -> Tensor:
+    """Return the losses ``(T,)`` of the joint batch, without gradient."""
+    values = losses.detach() if isinstance(losses, Tensor) else torch.stack([loss.detach() for loss in losses])
+    return values if exchange is None else exchange.sum(values)
+
+
 class LossBalancer(Balancer):
     """A balancer that weights the losses: one backward pass of ``sum_t w_t L_t`` (abstract)."""
 
@@ -142,8 +153,9 @@ class LossBalancer(Balancer):
         *,
         present: Tensor | None = None,
         features: Features | None = None,  # noqa: ARG002  # and asks nothing of the representation
+        exchange: Exchange | None = None,
     ) -> Tensor:
-        values = losses.detach() if isinstance(losses, Tensor) else torch.stack([loss.detach() for loss in losses])
+        values = joint_values(losses, exchange)
         if present is None:
             present = torch.ones_like(values, dtype=torch.bool)
             weights = self.weights(values, present)
@@ -189,8 +201,9 @@ class GradientBalancer(Balancer):
         shared: Sequence[nn.Parameter],
         present: Tensor | None,
         features: Features | None,
+        exchange: Exchange | None = None,
     ) -> tuple[Tensor, list[int]]:
-        """Check what is handed over; return detached losses ``(T,)`` and the numbers of the tasks present."""
+        """Check what is handed over; return detached joint losses ``(T,)`` and the numbers of the tasks present."""
         if len(losses) != self.n_tasks:
             raise InputError(f"losses has {len(losses)} entries, but {type(self).__name__} was made for {self.n_tasks}")
         if not self._checked or (features is None and self.needs_features):
@@ -203,7 +216,7 @@ class GradientBalancer(Balancer):
                         'balance at level="exact" without features, or count that parameter as private'
                     )
             self._checked = True
-        values = losses.detach() if isinstance(losses, Tensor) else torch.stack([loss.detach() for loss in losses])
+        values = joint_values(losses, exchange)
         tasks = list(range(self.n_tasks)) if present is None else [int(t) for t in torch.nonzero(present)[:, 0]]
         return values, tasks
 
@@ -267,8 +280,9 @@ class GramBalancer(GradientBalancer):
         *,
         present: Tensor | None = None,
         features: Features | None = None,
+        exchange: Exchange | None = None,
     ) -> Tensor:
-        values, tasks = self._look(losses, shared, present, features)
+        values, tasks = self._look(losses, shared, present, features, exchange)
         if not tasks:
             return torch.zeros_like(values)
         everyone = len(tasks) == self.n_tasks
@@ -291,13 +305,7 @@ class GramBalancer(GradientBalancer):
             roots, start = [representation(features)] * len(tasks), found.row
         rows: TaskRows | None = None
         if self._due(tasks):
-            if self.level == "features" and found is not None:
-                gram = found.gram()
-            elif self.level == "tasks" or len(tasks) <= FEW_TASKS:
-                rows = TaskRows(roots, start, shared)
-                gram = rows.gram()
-            else:
-                gram = parameter_gram(roots, start, shared)
+            gram, rows = self._gram(roots, start, shared, found, exchange)
             self._refresh(gram, values, tasks)
         weights = self.kept[index].clone()
         if rows is not None:
@@ -311,6 +319,30 @@ class GramBalancer(GradientBalancer):
         result = torch.zeros_like(values)
         result[index] = weights.to(values)
         return result
+
+    def _gram(
+        self,
+        roots: Sequence[Tensor],
+        start: Start,
+        shared: Sequence[nn.Parameter],
+        found: TaskGradients | None,
+        exchange: Exchange | None,
+    ) -> tuple[Tensor, TaskRows | None]:
+        """Return the Gram matrix of the joint batch, and this process's gradients where they were formed."""
+        rows: TaskRows | None = None
+        add: Callable[[Tensor], Tensor] | None = None if exchange is None or exchange.grams else exchange.sum
+        if self.level == "features" and found is not None:
+            gram = found.gram()
+        elif add is not None or self.level == "tasks" or len(roots) <= FEW_TASKS:
+            rows = TaskRows(roots, start, shared)
+            gram = rows.gram(add)
+        else:
+            gram = parameter_gram(roots, start, shared)
+        if exchange is None:
+            return gram, rows
+        if rows is None or add is None:
+            gram = exchange.sum(gram)
+        return gram / exchange.scale / exchange.scale, rows
 
     def _due(self, tasks: Sequence[int]) -> bool:
         """Say whether the weights are to be refreshed in this step."""

@@ -19,13 +19,22 @@ from torch import Tensor, nn
 
 from polytask.balance.base import GradientBalancer
 from polytask.balance.draws import generator
+from polytask.balance.exchange import Exchange
 from polytask.balance.features import Features, Losses, TaskGradients, representation, send, through_heads
 from polytask.core.errors import InputError
 
 
-def drop_signs(found: TaskGradients, features: Tensor, thresholds: Tensor, leak: float = 0.0) -> Tensor:
+def drop_signs(
+    found: TaskGradients,
+    features: Tensor,
+    thresholds: Tensor,
+    leak: float = 0.0,
+    exchange: Exchange | None = None,
+) -> Tensor:
     """Return d ``(B, …)`` from the gradients D of P tasks, z ``(B, …)`` and u ``(…)``."""
     signed = found.over_rows(torch.sign(features))
+    if exchange is not None:
+        signed = exchange.sum(signed)
     size = signed.abs().sum(0)
     purity = 0.5 * (1 + signed.sum(0) / torch.where(size > 0, size, 1.0))
     kept = ((purity > thresholds) & (signed > 0)) | ((purity < thresholds) & (signed < 0))
@@ -63,9 +72,10 @@ class GradDrop(GradientBalancer):
         *,
         present: Tensor | None = None,
         features: Features | None = None,
+        exchange: Exchange | None = None,
     ) -> Tensor:
         """Add the gradients; the weights returned are 1 for every task present, since no weights describe d."""
-        values, tasks = self._look(losses, shared, present, features)
+        values, tasks = self._look(losses, shared, present, features, exchange)
         result = torch.zeros_like(values)
         if features is None or not tasks:
             return result
@@ -75,6 +85,6 @@ class GradDrop(GradientBalancer):
         draws = generator(self.seed, int(self.drawn))
         self.drawn += 1
         thresholds = torch.rand(z.shape[1:], generator=draws).to(z)
-        send([z, *private], [drop_signs(found, z.detach(), thresholds, self.leak), *own])
+        send([z, *private], [drop_signs(found, z.detach(), thresholds, self.leak, exchange), *own])
         result[torch.as_tensor(tasks, device=result.device)] = 1
         return result

@@ -68,11 +68,14 @@ class TaskRows:
         found = _sweep(roots, start, self.parameters)
         self.rows = [_rows(parameter, column) for parameter, column in zip(self.parameters, found, strict=True)]
 
-    def gram(self) -> Tensor:
-        """Return ``A`` ``(P, P)``."""
+    def gram(self, add: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Return ``A`` ``(P, P)``; with ``add``, of the sums over processes that it returns."""
         gram = _empty(self.reference, self.size)
-        for rows in self.rows:
-            _add_products(gram, rows)
+        for parameter, rows in zip(self.parameters, self.rows, strict=True):
+            if add is None:
+                _add_products(gram, rows)
+            else:  # a parameter that no loss reaches here may be reached in another process
+                _add_products(gram, add(parameter.new_zeros(self.size, *parameter.shape) if rows is None else rows))
         return gram
 
     def combined(self, weights: Tensor) -> list[Tensor | None]:

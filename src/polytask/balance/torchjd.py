@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from polytask.balance.base import Balancer, GramBalancer, Level
+from polytask.balance.base import Balancer, GramBalancer, Level, joint_values
+from polytask.balance.exchange import Exchange
 from polytask.balance.features import Features, Losses
 
 
@@ -65,6 +66,7 @@ class TorchJDScalarizer(Balancer):
         *,
         present: Tensor | None = None,
         features: Features | None = None,  # noqa: ARG002  # and asks nothing of the representation
+        exchange: Exchange | None = None,
     ) -> Tensor:
         if not isinstance(losses, Tensor):
             losses = torch.stack(list(losses))
@@ -73,8 +75,8 @@ class TorchJDScalarizer(Balancer):
             present = torch.ones_like(losses, dtype=torch.bool)
         if not bool(present.any()):
             return weights
-        chosen = losses if bool(present.all()) else losses[present]
-        value = self.scalarizer(chosen)
-        weights[present] = torch.autograd.grad(value, chosen, retain_graph=True)[0].detach()
-        value.backward()
+        chosen = joint_values(losses, exchange)[present].requires_grad_()
+        self.scalarizer(chosen).backward()
+        weights[present] = chosen.grad
+        losses.backward(weights)  # type: ignore[no-untyped-call]  # torch's is
         return weights

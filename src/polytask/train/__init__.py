@@ -18,6 +18,7 @@ from polytask.train.loop import Fitted as Fitted
 from polytask.train.loop import TrainSettings as TrainSettings
 from polytask.train.loop import fit as fit
 from polytask.train.model import NetworkModel as NetworkModel
+from polytask.train.parallel import join_processes as join_processes
 from polytask.train.relationship_learners import RelationshipNetworkLearner as RelationshipNetworkLearner
 from polytask.train.relationship_learners import TensorFactorisationLearner as TensorFactorisationLearner
 from polytask.train.stitch_learners import CrossStitchLearner as CrossStitchLearner

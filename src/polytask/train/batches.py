@@ -45,6 +45,21 @@ class Batch:
     present: Tensor
 
 
+@dataclass(frozen=True)
+class Share:
+    """A part of every batch: rows ``number``, ``number + of``, ``number + 2 of``, … of it."""
+
+    number: int = 0
+    of: int = 1
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.number, None, self.of)
+
+
+ALL = Share()
+
+
 def inputs_of(data: TaskData) -> dict[str, Any]:
     """Return what an encoder must know of encoded inputs, as plain data.
 
@@ -152,12 +167,18 @@ class Placed:
         Applied to the targets of regression tasks.
     device
         Where the tensors live.
+    dtype
+        Of targets and numeric inputs: float32, or float64.
     """
 
-    def __init__(self, data: TaskData, scaler: TargetScaler, device: torch.device) -> None:
+    def __init__(
+        self, data: TaskData, scaler: TargetScaler, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.names = data.names
         self.n_tasks, self.n_rows = len(data.tasks), data.n_rows
         self.inputs = place_inputs(data, device)
+        if dtype == torch.float64 and "numeric" in self.inputs:
+            self.inputs["numeric"] = torch.from_numpy(np.asarray(data.inputs["numeric"], np.float64)).to(device)
         self.device = device
         rows, number, values = data.stacked()
         sizes = np.array([len(data.labels[name]) for name in data.names], dtype=np.int64)
@@ -169,17 +190,17 @@ class Placed:
         self.sizes, self.starts = sizes, starts
         self.labelled_rows = np.unique(rows)
         self.label_rows = torch.from_numpy(rows).to(device)
-        self.label_values = torch.from_numpy(values.astype(np.float32)).to(device)
+        self.label_values = torch.from_numpy(values).to(device, dtype)
         self.trained = torch.from_numpy(sizes > 0).to(device)
         self.numbers = torch.arange(self.n_tasks, device=device)
         self.single = data.one_task_per_row
         if self.single:  # (n,): one target per row and whose it is
             self.task_of_row = torch.full((self.n_rows,), -1, dtype=torch.int64, device=device)
             self.task_of_row[self.label_rows] = torch.from_numpy(number.astype(np.int64)).to(device)
-            self.target_of_row = torch.zeros(self.n_rows, device=device)
+            self.target_of_row = torch.zeros(self.n_rows, device=device, dtype=dtype)
             self.target_of_row[self.label_rows] = self.label_values
         else:  # (n, T): rows are gathered, so they come first
-            self.targets = torch.zeros((self.n_rows, self.n_tasks), device=device)
+            self.targets = torch.zeros((self.n_rows, self.n_tasks), device=device, dtype=dtype)
             self.present = torch.zeros((self.n_rows, self.n_tasks), dtype=torch.bool, device=device)
             where = (self.label_rows, torch.from_numpy(number.astype(np.int64)).to(device))
             self.targets[where] = self.label_values
@@ -274,10 +295,16 @@ class Sampler:
             order = rng.permutation(self.data.labelled_rows)
         self._order = torch.from_numpy(order).to(self.data.device)
 
-    def batch(self, step: int) -> Batch:
-        """Return the batch of one step of the epoch that :meth:`start` drew."""
+    @property
+    def fewest(self) -> int:
+        """Rows of the smallest batch (per task with own rows)."""
+        return self.batch_size if self.own_rows else len(self.data.labelled_rows) // max(1, self.steps)
+
+    def batch(self, step: int, share: Share = ALL) -> Batch:
+        """Return (a part of) the batch of one step of the epoch that :meth:`start` drew."""
         if self.own_rows:
-            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            return self.data.own_batch(self._order[:, part], self._present)
+            order = self._order[:, step * self.batch_size : (step + 1) * self.batch_size]
+            return self.data.own_batch(order[:, share.rows], self._present[:, share.rows])
         rows = len(self._order)  # steps differ by one row at most
-        return self.data.row_batch(self._order[rows * step // self.steps : rows * (step + 1) // self.steps])
+        order = self._order[rows * step // self.steps : rows * (step + 1) // self.steps]
+        return self.data.row_batch(order[share.rows])

@@ -23,14 +23,14 @@ ends with the same bits as one that was not.
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,87 +49,27 @@ from polytask.deep.base import HeldOut, ParameterGroup, SharingNetwork
 from polytask.deep.heads import MultiTaskLoss
 from polytask.deep.single import SingleTask
 from polytask.train import checkpoint as disk
-from polytask.train.batches import Batch, Placed, Sampler
+from polytask.train.average import AveragedWeights
+from polytask.train.batches import Batch, Placed, Sampler, Share
+from polytask.train.parallel import Processes
+from polytask.train.precision import Precision
 from polytask.train.sequence import TaskSampler
+from polytask.train.settings import TrainSettings as TrainSettings
 
-SCHEDULES = ("constant", "cosine", "one-cycle")
+_SEEDS = 0x9E3779B97F4A7C15
+"""Spreads the seeds of processes."""
+
+
+Seen = tuple[Tensor, Tensor]
+"""Labels of each task in a part of a batch, and how many labels count as one mean, ``(T,)``."""
 
 
 class DivergedError(PolytaskError, RuntimeError):
     """The loss of a task stopped being a finite number."""
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train; plain values only.
-
-    Parameters
-    ----------
-    learning_rate
-        Of AdamW; the peak, where the schedule changes it. A network may scale it for some of its parameters
-        (:meth:`~polytask.deep.base.SharingNetwork.parameter_groups`).
-    weight_decay
-        Decoupled decay of weight matrices; biases, the balancer's parameters and those that the network
-        exempts have none.
-    batch_size
-        Most rows per step; small tables get smaller batches (:class:`~polytask.train.batches.Sampler`).
-    max_epochs
-        Most passes over the training rows.
-    patience
-        Epochs without a better validation loss after which training stops.
-    clip
-        Largest Euclidean norm of the gradient, or of each task's where tasks share no parameters; None: no
-        limit.
-    schedule
-        ``"constant"``, ``"cosine"`` (falls to 0 at ``max_epochs``) or ``"one-cycle"`` (rises over the
-        first tenth from a 25th, then falls to 0).
-    own_rows
-        Whether each task draws its own batches. None: where each task has a tower of its own
-        (:meth:`~polytask.deep.base.SharingNetwork.has_towers`) and fewer than half of (rows × tasks) are
-        labelled, or each row carries one task's label.
-    least_steps
-        Steps an epoch has at least, as long as batches keep 8 rows.
-    device
-        ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-    checkpoint_seconds
-        Time between two checkpoints, in seconds; does not influence the result.
-    """
-
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-4
-    batch_size: int = 128
-    max_epochs: int = 200
-    patience: int = 20
-    clip: float | None = 1.0
-    schedule: str = "constant"
-    own_rows: bool | None = None
-    least_steps: int = 10
-    device: str = "auto"
-    checkpoint_seconds: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise InputError(unknown("schedule", self.schedule, SCHEDULES))
-        for name in ("batch_size", "max_epochs", "patience", "least_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"weight_decay must be 0 or more, got {self.weight_decay}")
-        if self.clip is not None and not self.clip > 0:
-            raise InputError(f"clip must be positive or None, got {self.clip}")
-
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of one step of ``steps``."""
-        if self.schedule == "constant":
-            return self.learning_rate
-        done = step / max(1, steps)
-        if self.schedule == "one-cycle":
-            if done < 0.1:
-                return self.learning_rate * (0.04 + 0.96 * done / 0.1)
-            done = (done - 0.1) / 0.9
-        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+class OutOfMemoryError(PolytaskError, MemoryError):
+    """A step needs more memory than there is."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +122,7 @@ def fit(
     seed: int = 0,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
+    processes: Processes | None = None,
 ) -> Fitted:
     """Train a network on encoded data.
 
@@ -203,6 +144,9 @@ def fit(
         Folder for checkpoints. A fit with the same settings, seed, data and first weights goes on from
         the one it finds there; others are left alone. Ctrl-C waits for the end of the step, writes a
         checkpoint and then raises KeyboardInterrupt; a second Ctrl-C does not wait.
+    processes
+        Those that train together (:func:`~polytask.train.parallel.join_processes`), each of which calls this with the
+        same arguments; the first one writes checkpoints, which all must be able to read. None: this one alone.
 
     Raises
     ------
@@ -210,9 +154,16 @@ def fit(
         Settings, tasks or inputs that do not fit together.
     DivergedError
         The loss of a task is not finite; names task and epoch.
+    OutOfMemoryError
+        There is not enough memory for a step; says how to need less, and that the last checkpoint can be used.
     DiskError
         A checkpoint cannot be written.
+    ProcessLostError
+        Another process ended or does not answer; the last checkpoint can be used.
+    ProcessesDifferError
+        The processes were given different things, or do not hold the same weights after an epoch.
     """
+    processes = processes or Processes()
     settings = settings or TrainSettings()
     if seed < 0:
         raise InputError(f"seed is {seed}; give 0 or a positive number")
@@ -220,31 +171,40 @@ def fit(
         raise InputError(f"the network has the tasks {[t.name for t in network.tasks]}, the data {list(train.names)}")
     if valid is not None and valid.names != train.names:
         raise InputError(f"train has the tasks {list(train.names)}, valid {list(valid.names)}; they must be the same")
+    ours = processes.size > 1 and settings.device == "auto"
+    device = processes.device if ours else pick_device(settings.device)
     one_trunk = type(network).scores_and_features is not SharingNetwork.scores_and_features and not settings.own_rows
     balancer.check(network.shared_parameters(), features=one_trunk, network=type(network).__name__)
-    device = pick_device(settings.device)
+    own_seed = (seed + processes.rank * _SEEDS) % 2**63
     with torch.random.fork_rng(devices=_cuda_index(device)):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(own_seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        loop = _Loop(network.to(device), balancer.to(device), train, valid, settings, seed, device, checkpoint)
+                torch.cuda.manual_seed(own_seed)
+        loop = _Loop(
+            network.to(device), balancer.to(device), train, valid, settings, seed, device, checkpoint, processes
+        )
         loop.resume()
-        with _patient_interrupt(checkpoint is not None) as interrupted:
+        with _patient_interrupt(checkpoint is not None) as interrupted, loop.short_of_memory():
+            stop, first = False, processes.rank == 0
             try:
                 while loop.advance():
-                    if loop.step == 0 and progress is not None:
+                    if loop.step == 0 and progress is not None and first:
                         progress(f"epoch {loop.epoch} of {settings.max_epochs}", loop.epoch / settings.max_epochs)
-                    if interrupted():
+                    stop, due = processes.any(interrupted(), loop.due())
+                    if stop:
                         raise KeyboardInterrupt
-                    loop.save_if_due()
-                if interrupted():
+                    if due:
+                        loop.save()
+                (stop,) = processes.any(interrupted())
+                if stop:
                     raise KeyboardInterrupt
             except KeyboardInterrupt:
-                loop.save()
+                if stop or processes.size == 1:  # what one process alone decides, the others do not wait for
+                    loop.save()
                 raise
         loop.finish()
-    if progress is not None:
+    if progress is not None and first:
         progress(f"stopped after {loop.epoch} epochs", 1.0)
     return loop.fitted()
 
@@ -262,18 +222,23 @@ class _Loop:
         seed: int,
         device: torch.device,
         checkpoint: Path | None,
+        processes: Processes | None = None,
     ) -> None:
         self.network, self.balancer, self.settings, self.device = network, balancer, settings, device
+        self.processes = processes or Processes()
+        self.precision = Precision(settings.precision, device)
+        dtype = next(network.parameters()).dtype
         self.loss = MultiTaskLoss(network.tasks).to(device)
         self.scaler = TargetScaler.fit(train)
-        self.train = Placed(train, self.scaler, device)
-        self.valid = None if valid is None else Placed(valid, self.scaler, device)
+        self.train = Placed(train, self.scaler, device, dtype)
+        self.valid = None if valid is None else Placed(valid, self.scaler, device, dtype)
         self.each_stops = isinstance(network, SingleTask)
         own_rows = settings.own_rows
         if own_rows is None:
             sparse = train.one_task_per_row or 2 * self.train.sizes.sum() < train.n_rows * len(train.tasks)
-            own_rows = sparse and network.has_towers() and network.task_order() is None
-        self.own_rows = bool(own_rows)
+            own_rows = sparse and network.has_towers()
+        # tasks in an order of their own see the rows with their labels only
+        self.own_rows = bool(own_rows) and network.task_order() is None
         self.looks_at_features = isinstance(balancer, GradientBalancer) and not self.own_rows
         drawing: dict[str, Any] = {
             "batch_size": settings.batch_size,
@@ -286,10 +251,22 @@ class _Loop:
             self.sampler = Sampler(self.train, own_rows=self.own_rows, **drawing)
         else:
             self.sampler = TaskSampler(self.train, order, **drawing)
+        number, size = self.processes.rank, self.processes.size
+        cuts = settings.accumulate * size
+        self.shares = [Share(part * size + number, cuts) for part in range(settings.accumulate)]
+        self.splits = cuts > 1
+        if self.splits and self.sampler.steps and self.sampler.fewest < 2 * cuts:
+            raise InputError(
+                f"some batch has {self.sampler.fewest} rows, too few for {size} processes with accumulate="
+                f"{settings.accumulate}; use fewer, a larger batch_size or a smaller least_steps (now "
+                f"{settings.least_steps})"
+            )
+        usual = torch.from_numpy(self.train.sizes / max(1, self.sampler.steps)).to(device, dtype)
+        self.usual = usual.clamp(min=1e-9) if settings.missing == "unbiased" else None
         self.constant_loss = _constant_losses(train, valid, self.scaler)
         n_tasks, groups = len(train.tasks), len(train.tasks) if self.each_stops else 1
         self.epoch = self.step = self.phase = 0
-        self.sums, self.counts = torch.zeros(2, n_tasks, device=device)
+        self.sums, self.counts = torch.zeros(2, n_tasks, device=device, dtype=dtype)
         self.dropped = torch.zeros(n_tasks, dtype=torch.int64, device=device)
         self.curves: list[Tensor] = []  # (2, T) per epoch: train, valid
         self.best = torch.full((groups,), torch.inf, dtype=torch.float64)
@@ -297,15 +274,18 @@ class _Loop:
         self.stopped = torch.zeros(groups, dtype=torch.bool)
         if self.each_stops:
             self.stopped = torch.from_numpy(self.train.sizes == 0)
+        self.average = None if settings.average is None else AveragedWeights(network, settings.average)
         self.best_weights = self.snapshot()
         self.gather_parameters({})
         self.running: tuple[Tensor, list[int]] | None = None
+        self.running_mask: Tensor | None = None
         self.skip_stopped()
         self.whole = True
         self.path: Path | None = None
-        if checkpoint is not None:
+        if checkpoint is not None or self.processes.size > 1:
             facts = {
-                "settings": asdict(replace(settings, checkpoint_seconds=0.0)),
+                "settings": asdict(replace(settings, checkpoint_seconds=0.0, accumulate=1)),
+                "processes": self.processes.size,
                 "seed": seed,
                 "tasks": [task.describe() for task in train.tasks],
                 "network": type(network).__name__,
@@ -316,7 +296,10 @@ class _Loop:
             first = {**network.state_dict(), **disk.flatten("balancer", balancer.state_dict())}
             arrays = [{name: value.detach().cpu().numpy() for name, value in first.items()}]
             arrays += [dict(part.describe()) for part in (self.train, self.valid) if part is not None]
-            self.path = checkpoint / f"fit-{disk.fingerprint(facts, arrays)}.safetensors"
+            told = disk.fingerprint(facts, arrays)
+            self.path = None if checkpoint is None else checkpoint / f"fit-{told}.safetensors"
+            given = {"data, settings or seed": torch.tensor(list(told.encode())), **first}
+            self.processes.check_same(given, "before the first step")
         self.began = self.saved = time.monotonic()
 
     def gather_parameters(self, state: Mapping[Tensor, Any]) -> None:
@@ -371,32 +354,83 @@ class _Loop:
         settings = self.settings
         if isinstance(self.sampler, TaskSampler):
             tasks, first = self.sampler.tasks(self.step)
-            self.running = (torch.tensor(tasks, device=self.device), tasks)
+            self.run_only(tasks)
             if first:
                 self.network.begin_tasks(tasks)
-        batch = self.sampler.batch(self.step)
         done = self.epoch * self.sampler.steps + self.step
         rate = settings.rate(done, settings.max_epochs * self.sampler.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
-        losses, counts, features = self.measure(batch, balance=True)
-        finite = losses.detach().isfinite()
-        if not bool(finite.all()):
-            losses, counts, features = self.measure(batch, balance=True, kept=finite)
-            self.dropped += ~finite
+        parts = [self.sampler.batch(self.step, share) for share in self.shares]
+        seen = self.labels_of(parts)
         self.optimiser.zero_grad()
-        self.balancer.backward(losses, self.shared, self.private, present=counts > 0, features=features)
-        self.network.penalty_gradient()
-        if settings.clip is not None:
-            (_clip_each if self.separate else nn.utils.clip_grad_norm_)(self.parameters, settings.clip)
-        self.optimiser.step()
-        self.network.after_step(rate)
+        for batch, labels in zip(parts, seen, strict=True):
+            present = self.balance(batch, labels)
+        self.take_step(rate)
         if self.balancer.needs_second_look:
             with torch.no_grad():
-                again, seen, _ = self.measure(batch)
-            self.balancer.after_step(again, present=(seen > 0) & (counts > 0) & again.isfinite())
-        self.sums += losses.detach() * counts
+                mine, counts, _ = self.measure(parts[-1])
+            _, again, counts, _ = self.join(mine, counts, seen[-1])
+            self.balancer.after_step(again, present=(counts > 0) & present & again.isfinite())
+
+    def balance(self, batch: Batch, seen: Seen | None) -> Tensor:
+        """Add the balanced gradients of one part of a batch and return which tasks took part, ``(T,)``."""
+        losses, counts, features = self.measure(batch, balance=True)
+        losses, values, counts, unit = self.join(losses, counts, seen)
+        finite = values.isfinite()
+        if not bool(finite.all()):
+            losses, counts, features = self.measure(batch, balance=True, kept=finite)
+            losses, values, counts, unit = self.join(losses, counts, seen, finite)
+            self.dropped += ~finite
+        exchange = self.processes.exchange(self.precision.scale)
+        more = {} if exchange is None else {"exchange": exchange}
+        self.balancer.backward(losses, self.shared, self.private, present=counts > 0, features=features, **more)
+        self.sums += values * unit
         self.counts += counts
+        return counts > 0
+
+    def labels_of(self, parts: list[Batch]) -> list[Seen | None]:
+        """Count the labels of each part of a step, over processes; None where the one part is all there is."""
+        if not self.splits and self.usual is None:
+            return [None]
+        mask = True if self.running_mask is None else self.running_mask
+        counts = self.processes.sum(torch.stack([(part.present & mask).sum(1) for part in parts]))
+        unit = counts.sum(0).clamp(min=1).to(self.sums) if self.usual is None else self.usual
+        return [(labels, unit / len(parts)) for labels in counts]
+
+    def join(
+        self, losses: Tensor, counts: Tensor, seen: Seen | None, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Make means over this process's labels parts of those that count.
+
+        Returns
+        -------
+        losses, values, counts, unit
+            The parts, their sum over processes without gradient, the labels of all processes, and the number of labels
+            by which sums of losses were divided, all ``(T,)``.
+        """
+        if seen is None:
+            return losses, losses.detach(), counts, counts
+        labels, unit = seen
+        losses = losses * (counts / unit).to(losses)
+        return losses, self.processes.sum(losses.detach()), labels if kept is None else labels * kept, unit
+
+    def take_step(self, rate: float) -> None:
+        """Step along the gradients of all parts and processes, unless half precision overflowed."""
+        self.processes.sum_gradients(self.parameters)
+        if len(self.shares) > 1:
+            for value in self._optimised():
+                if value.grad is not None:
+                    value.grad /= len(self.shares)
+        if not self.precision.unscale(self.parameters):
+            return
+        self.network.penalty_gradient()
+        if self.settings.clip is not None:
+            (_clip_each if self.separate else nn.utils.clip_grad_norm_)(self.parameters, self.settings.clip)
+        self.optimiser.step()
+        self.network.after_step(rate)
+        if self.average is not None:
+            self.average.update(self.network)
 
     def measure(
         self, batch: Batch, *, balance: bool = False, kept: Tensor | None = None
@@ -408,37 +442,49 @@ class _Loop:
         """
         present = batch.present if kept is None else batch.present & kept[:, None]
         features: Features | None = None
-        if self.running is not None:
-            index, numbers = self.running
-            inputs = {name: array[index] for name, array in batch.inputs.items()} if self.own_rows else batch.inputs
-            some = self.network.all_scores(inputs, self.own_rows, only=numbers)
-            scores = some.new_zeros(self.train.n_tasks, *some.shape[1:]).index_copy(0, index, some)
-            present = present & torch.zeros_like(present[:, :1]).index_fill(0, index, True)
-        elif balance and self.looks_at_features and (found := self.network.scores_and_features(batch.inputs)):
-            scores, shared, weight = found
-            features = LinearHeads(shared, scores, weight)
-        else:
-            scores = self.network.all_scores(batch.inputs, self.own_rows)
+        with self.precision.forward():
+            if self.running is not None:
+                index, numbers = self.running
+                inputs = {name: array[index] for name, array in batch.inputs.items()} if self.own_rows else batch.inputs
+                some = self.network.all_scores(inputs, self.own_rows, only=numbers)
+                scores = some.new_zeros(self.train.n_tasks, *some.shape[1:]).index_copy(0, index, some)
+                present = present & self.running_mask
+            elif balance and self.looks_at_features and (found := self.network.scores_and_features(batch.inputs)):
+                scores, shared, weight = found
+                features = LinearHeads(shared, scores, weight)
+            else:
+                scores = self.network.all_scores(batch.inputs, self.own_rows)
+        scores = self.precision.full(scores, scaled=balance)
         return self.loss(scores, batch.targets, present), present.sum(1), features
+
+    def run_only(self, tasks: list[int] | None) -> None:
+        """Compute these tasks only from now on; None: all."""
+        self.running = self.running_mask = None
+        if tasks is not None:
+            index = torch.tensor(tasks, dtype=torch.int64, device=self.device)
+            self.running = (index, tasks)
+            self.running_mask = torch.zeros(self.train.n_tasks, 1, dtype=torch.bool, device=self.device)
+            self.running_mask[index] = True
 
     def skip_stopped(self) -> None:
         """Note which tasks still train, where each stops by itself; None stands for all."""
-        self.running = None
-        if self.each_stops and bool(self.stopped.any()):
-            numbers = torch.nonzero(~self.stopped).flatten()
-            self.running = (numbers.to(self.device), numbers.tolist())
+        some = self.each_stops and bool(self.stopped.any())
+        self.run_only(torch.nonzero(~self.stopped).flatten().tolist() if some else None)
 
     def close_epoch(self) -> None:
         train = self.sums / self.counts  # no label: 0 / 0
         self.skip_stopped()
-        valid = self.valid_losses()
-        curve = torch.stack([train, valid]).double().cpu()
-        if self.each_stops and self.curves:
-            curve = torch.where(self.stopped, self.curves[-1], curve)
-        self.check_finite(curve)
         self.whole = False
-        improved = self.judge(curve[1].numpy())
-        self.keep(improved)
+        if self.processes.size > 1:
+            self.processes.average(dict(self.network.named_buffers()))
+        with nullcontext() if self.average is None else self.average.in_place(self.network):
+            valid = self.valid_losses()
+            curve = torch.stack([train, valid]).double().cpu()
+            if self.each_stops and self.curves:
+                curve = torch.where(self.stopped, self.curves[-1], curve)
+            self.check_finite(curve)
+            improved = self.judge(curve[1].numpy())
+            self.keep(improved)
         self.skip_stopped()
         self.curves.append(curve)
         self.sums.zero_()
@@ -450,6 +496,9 @@ class _Loop:
         judged = self.valid is not None and bool(self.valid.sizes.any())
         if judged and self.epoch < self.settings.max_epochs and self.network.ready_to_grow(epochs, stalled):
             self.begin_phase()
+        if self.processes.size > 1:
+            state = {**self.network.state_dict(), **disk.flatten("balancer", self.balancer.state_dict())}
+            self.processes.check_same({**state, "learning curve": curve}, f"after epoch {self.epoch}")
         self.whole = True
 
     def begin_phase(self) -> None:
@@ -461,7 +510,11 @@ class _Loop:
         if origins is None:  # training goes on where it was; what the network noted stays
             noted = {name: value for name, value in self.best_weights.items() if not value.equal(before[name])}
             self.network.load_state_dict({**current, **noted})
+            if self.average is not None:
+                self.average.load(noted)
             return
+        if self.average is not None:
+            self.average = AveragedWeights(self.network, self.average.decay, self.average.steps)
         state: dict[Tensor, Any] = dict(self.optimiser.state)
         for new, (old, branches) in origins.items():
             state[new] = _branches_of(state.get(old, {}), old, branches)
@@ -485,14 +538,17 @@ class _Loop:
 
     def valid_losses(self) -> Tensor:
         """Return the mean validation loss of each task, ``(T,)``; NaN where it has no label."""
-        sums, counts = torch.zeros(2, self.train.n_tasks, device=self.device)
+        found = torch.zeros(2, self.train.n_tasks, device=self.device, dtype=self.sums.dtype)
+        sums, counts = found
         if self.valid is not None:
             self.network.eval()
+            batches = self.valid.everything(self.own_rows)
             with torch.no_grad():
-                for batch in self.valid.everything(self.own_rows):
+                for batch in islice(batches, self.processes.rank, None, self.processes.size):
                     losses, number, _ = self.measure(batch)
                     sums += losses * number
                     counts += number
+        sums, counts = self.processes.sum(found)
         return sums / counts
 
     def check_finite(self, curve: Tensor) -> None:
@@ -540,7 +596,7 @@ class _Loop:
 
     def finish(self) -> None:
         """Put the best weights in place, after a last checkpoint of a long fit."""
-        if self.path is not None and (self.saved > self.began or self.due()):
+        if self.saved > self.began or self.processes.any(self.due())[0]:
             self.save()
         self.network.load_state_dict(self.best_weights)
         self.network.eval()
@@ -560,21 +616,28 @@ class _Loop:
     # -- checkpoints --------------------------------------------------------------------------
 
     def due(self) -> bool:
-        return time.monotonic() - self.saved >= self.settings.checkpoint_seconds
-
-    def save_if_due(self) -> None:
-        if self.path is not None and self.due():
-            self.save()
+        """Say whether it is time for a checkpoint; the first process tells the others."""
+        writes = self.path is not None and self.processes.rank == 0
+        return writes and time.monotonic() - self.saved >= self.settings.checkpoint_seconds
 
     def save(self) -> None:
         """Write a checkpoint; a step that was broken off half-way is not one."""
         if self.path is None or not self.whole:
             return
+        buffers = dict(self.network.named_buffers())
+        own = {name: self.processes.gather(buffers[name]) for name in self.processes.differing(buffers)}
+        random = self.processes.gather(torch.get_rng_state())
+        on_device = self.device.type == "cuda"
+        random_cuda = self.processes.gather(torch.cuda.get_rng_state(self.device)) if on_device else None
+        self.saved = time.monotonic()
+        if self.processes.rank > 0:
+            return
         tensors = {
             **disk.flatten("network", self.network.state_dict()),
             **disk.flatten("balancer", self.balancer.state_dict()),
             **disk.flatten("best", self.best_weights),
-            "random/cpu": torch.get_rng_state(),
+            **disk.flatten("own", own),
+            "random/cpu": random,
             "stop/best": self.best,
             "stop/best_epoch": self.best_epoch,
             "stop/stopped": self.stopped,
@@ -583,20 +646,30 @@ class _Loop:
             "dropped": self.dropped,
             "curves": torch.stack(self.curves) if self.curves else torch.zeros(0, 2, self.train.n_tasks).double(),
         }
-        if self.device.type == "cuda":
-            tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
+        if random_cuda is not None:
+            tensors["random/cuda"] = random_cuda
+        if self.average is not None:
+            tensors |= disk.flatten("average", self.average.values)
         for number, value in enumerate(self._optimised()):
             tensors |= disk.flatten(f"optimiser/{number}", self.optimiser.state.get(value, {}))
-        disk.write(self.path, tensors, {"epoch": self.epoch, "step": self.step, "phase": self.phase})
-        self.saved = time.monotonic()
+        facts = {"epoch": self.epoch, "step": self.step, "phase": self.phase}
+        if self.precision.scales:
+            facts |= {"scale": int(self.precision.scale), "calm": self.precision.calm}
+        if self.average is not None:
+            facts["averaged"] = self.average.steps
+        disk.write(self.path, tensors, facts)
 
     def resume(self) -> None:
         """Go on from the checkpoint of this very fit, if there is one."""
         found = None if self.path is None else disk.read(self.path)
+        place = [-1] if found is None else [int(found[1][name]) for name in ("epoch", "step", "phase")]
+        self.processes.check_same({"the checkpoint folder": torch.tensor(place)}, "before the first step")
         if found is None:
             return
         tensors, facts = found
         self.network.load_state_dict(disk.under("network", tensors, self.device))
+        for name, values in disk.under("own", tensors, self.device).items():  # such as batch norm's running means
+            self.network.get_buffer(name).copy_(values[self.processes.rank])
         self.gather_parameters({})  # a network that grew has others than at the start
         self.balancer.load_state_dict(disk.under("balancer", tensors, self.device))
         self.best_weights = disk.under("best", tensors, self.device)
@@ -611,13 +684,41 @@ class _Loop:
         self.dropped = tensors["dropped"].to(self.device)
         self.curves = list(tensors["curves"])
         self.epoch, self.step, self.phase = (int(facts[name]) for name in ("epoch", "step", "phase"))
-        torch.set_rng_state(tensors["random/cpu"])
+        if self.precision.scales:
+            self.precision.scale, self.precision.calm = float(facts["scale"]), int(facts["calm"])
+        if self.average is not None:
+            self.average = AveragedWeights(self.network, self.average.decay, int(facts["averaged"]))
+            self.average.load(disk.under("average", tensors, self.device))
+        torch.set_rng_state(tensors["random/cpu"][self.processes.rank].clone())
         if self.device.type == "cuda" and "random/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
+            torch.cuda.set_rng_state(tensors["random/cuda"][self.processes.rank].clone(), self.device)
+
+    @contextmanager
+    def short_of_memory(self) -> Iterator[None]:
+        """Say what to do where memory runs out; what the step left half-done is not written."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, PolytaskError) or not _is_out_of_memory(error):
+                raise
+            settings, written = self.settings, self.saved > self.began
+            where = f"the checkpoint {self.path}" if written else "the start, since no checkpoint was due yet"
+            raise OutOfMemoryError(
+                f"out of memory in step {self.step + 1} of epoch {self.epoch + 1} (batches of "
+                f"{self.sampler.batch_size} rows, accumulate={settings.accumulate}); start the same fit again with "
+                f"accumulate={2 * settings.accumulate}, which needs about half as much and goes on from {where}. "
+                f"PyTorch says: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            ) from error
 
     def _optimised(self) -> Iterator[nn.Parameter]:
         for group in self.optimiser.param_groups:
             yield from group["params"]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    told = str(error).lower()
+    named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return named or "can't allocate memory" in told or "not enough memory" in told
 
 
 def _branches_of(state: Mapping[str, Tensor], old: nn.Parameter, branches: Tensor) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polytask.train.batches import Batch, Placed
+from polytask.train.batches import ALL, Batch, Placed, Share
 
 
 class TaskSampler:
@@ -68,12 +68,19 @@ class TaskSampler:
         place = self._place(step)
         return self.order[place], step == self.starts[place]
 
-    def batch(self, step: int) -> Batch:
-        """Return the batch of one step: rows of one group, with the labels they carry of any task."""
+    @property
+    def fewest(self) -> int:
+        """Rows of the smallest batch."""
+        steps = np.diff(self.starts)
+        return int(min((len(rows) // step for rows, step in zip(self.labelled, steps, strict=True)), default=0))
+
+    def batch(self, step: int, share: Share = ALL) -> Batch:
+        """Return (a part of) the batch of one step: rows of one group, with the labels they carry of any task."""
         place = self._place(step)
         first, stop = self.starts[place], self.starts[place + 1]
         rows, steps, number = self._rows[place], stop - first, step - first
-        return self.data.row_batch(rows[len(rows) * number // steps : len(rows) * (number + 1) // steps])
+        rows = rows[len(rows) * number // steps : len(rows) * (number + 1) // steps]
+        return self.data.row_batch(rows[share.rows])
 
     def _place(self, step: int) -> int:
         return int(np.searchsorted(self.starts, step, side="right")) - 1

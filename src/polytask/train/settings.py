@@ -1,0 +1,132 @@
+"""How to train: the settings of :func:`polytask.train.fit`, plain values that are checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from polytask.core.errors import InputError, unknown
+
+SCHEDULES = ("constant", "cosine", "one-cycle")
+PRECISIONS = ("float32", "bfloat16", "float16")
+MISSING = ("mean", "unbiased")
+SAMPLINGS = ("rows", "round", "proportional", "temperature", "annealed", "uniform", "sequential")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train; plain values only.
+
+    Parameters
+    ----------
+    learning_rate
+        Of AdamW; the peak, where the schedule changes it. A network may scale it for some of its parameters
+        (:meth:`~polytask.deep.base.SharingNetwork.parameter_groups`).
+    weight_decay
+        Decoupled decay of weight matrices; biases, the balancer's parameters and those that the network
+        exempts have none.
+    batch_size
+        Most rows per step; small tables get smaller batches (:class:`~polytask.train.batches.Sampler`).
+    max_epochs
+        Most passes over the training rows.
+    patience
+        Epochs without a better validation loss after which training stops.
+    clip
+        Largest Euclidean norm of the gradient, or of each task's where tasks share no parameters; None: no
+        limit.
+    schedule
+        ``"constant"``, ``"cosine"`` (falls to 0 at ``max_epochs``) or ``"one-cycle"`` (rises over the
+        first tenth from a 25th, then falls to 0).
+    own_rows
+        Whether each task draws its own batches. None: where each task has a tower of its own
+        (:meth:`~polytask.deep.base.SharingNetwork.has_towers`) and fewer than half of (rows × tasks) are
+        labelled, or each row carries one task's label.
+    least_steps
+        Steps an epoch has at least, as long as batches keep 8 rows.
+    device
+        ``"auto"`` (CUDA when there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+    checkpoint_seconds
+        Time between two checkpoints, in seconds; does not influence the result.
+    sampling
+        Which tasks a step trains, and on which rows (:mod:`polytask.train.sampling`): ``"rows"``, ``"round"``,
+        ``"proportional"``, ``"temperature"``, ``"annealed"``, ``"uniform"`` or ``"sequential"``. None: as ``own_rows``
+        says, which is ``"round"`` where it is true and ``"rows"`` elsewhere.
+    temperature
+        τ of ``sampling="temperature"``, > 0.
+    missing
+        How a task counts in a step in which it has few labels: ``"mean"``, as the mean over its labels, whatever their
+        number; ``"unbiased"``, with the weight (its labels in the step) / (its labels per step on average), so
+        that every label of a task counts alike in an epoch.
+    accumulate
+        Parts in which a step's batch is computed, one after the other, to need less memory. Labels count as in
+        one batch; weights of balancers are made for each part by itself, so only ``"equal"`` gives the same update.
+    precision
+        ``"float32"`` (or whatever the network has), ``"bfloat16"``, or ``"float16"`` with gradients scaled: the type in
+        which matrix products are computed, while weights stay as they are.
+    warm_up
+        Epochs over which the learning rate rises from 0 before the schedule takes over.
+    average
+        Decay per step, in (0, 1), of a moving average of the weights, which is then what is validated and kept.
+        None: no average.
+    """
+
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    batch_size: int = 128
+    max_epochs: int = 200
+    patience: int = 20
+    clip: float | None = 1.0
+    schedule: str = "constant"
+    own_rows: bool | None = None
+    least_steps: int = 10
+    device: str = "auto"
+    checkpoint_seconds: float = 30.0
+    sampling: str | None = None
+    temperature: float = 2.0
+    missing: str = "mean"
+    accumulate: int = 1
+    precision: str = "float32"
+    warm_up: int = 0
+    average: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise InputError(unknown("schedule", self.schedule, SCHEDULES))
+        if self.precision not in PRECISIONS:
+            raise InputError(unknown("precision", self.precision, PRECISIONS))
+        if self.missing not in MISSING:
+            raise InputError(unknown("treatment of missing labels", self.missing, MISSING))
+        if self.sampling is not None and self.sampling not in SAMPLINGS:
+            raise InputError(unknown("sampling", self.sampling, SAMPLINGS))
+        if self.own_rows is not None and self.sampling not in (None, "round" if self.own_rows else "rows"):
+            raise InputError(f'own_rows is {self.own_rows} and sampling "{self.sampling}"; give one of the two')
+        for name in ("batch_size", "max_epochs", "patience", "least_steps", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InputError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise InputError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"clip must be positive or None, got {self.clip}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise InputError(f"temperature must be a positive number, got {self.temperature}")
+        if self.average is not None and not 0 < self.average < 1:
+            raise InputError(f"average must lie between 0 and 1 or be None, got {self.average}")
+        if not 0 <= self.warm_up < self.max_epochs:
+            raise InputError(f"warm_up must be 0 or more epochs, fewer than max_epochs, got {self.warm_up}")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of one step of ``steps``."""
+        rising = steps * self.warm_up / self.max_epochs
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        step, steps = step - int(rising), steps - int(rising)
+        if self.schedule == "constant":
+            return self.learning_rate
+        done = step / max(1, steps)
+        if self.schedule == "one-cycle":
+            if done < 0.1:
+                return self.learning_rate * (0.04 + 0.96 * done / 0.1)
+            done = (done - 0.1) / 0.9
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))

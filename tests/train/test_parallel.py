@@ -1,0 +1,173 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.train.examples import wide
+from tests.train.together import CASES, case, plain, sparse
+
+from polytask.balance import Equal
+from polytask.core.errors import InputError
+from polytask.core.scaling import TargetScaler
+from polytask.deep import HardSharing, mlp
+from polytask.train import TrainSettings, fit, join_processes
+from polytask.train.batches import Placed, Sampler, Share
+from polytask.train.checkpoint import read
+from polytask.train.parallel import Processes
+
+ROOT = str(Path(__file__).parents[2])
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(mode, folder):
+    """Start two processes as a launcher would."""
+    port = str(free_port())
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.train.together", mode, str(folder)],
+            env={
+                **environment(),
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def end(children, seconds=120):
+    """Wait for all; return (exit codes, what they said)."""
+    said = [child.communicate(timeout=seconds)[1] for child in children]
+    return [child.returncode for child in children], said
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory):
+    """All cases on two processes, started by PyTorch's launcher."""
+    folder = tmp_path_factory.mktemp("spread")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(free_port()), "-m", "tests.train.together", "cases", str(folder)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fifty_steps_on_two_processes_are_those_of_one_process_on_the_joint_batch(name, spread):
+    """In float64; two processes hold the same bits, and differ from one process by rounding."""
+    first, second = (dict(np.load(spread / f"{CASES.index(name)}-{rank}.npz")) for rank in range(2))
+    alone = plain(case(name))
+    assert alone["train"].shape == (5, 4)
+    for key, value in alone.items():
+        assert first[key].tobytes() == second[key].tobytes(), key
+        np.testing.assert_allclose(first[key], value, rtol=1e-6, atol=1e-6, err_msg=key)
+    if name == "growing":
+        assert len(np.unique(first["network tree"])) > 1
+
+
+def test_in_these_cases_some_task_has_labels_in_one_process_and_none_in_the_other():
+    data = sparse()
+    placed = Placed(data, TargetScaler.fit(data), torch.device("cpu"))
+    sampler = Sampler(placed, batch_size=32, own_rows=False, seed=2)
+    sampler.start(0)
+    seen = [[sampler.batch(step, Share(rank, 2)).present.any(1) for rank in range(2)] for step in range(sampler.steps)]
+    assert sum(int((first != second).sum()) for first, second in seen) >= 3
+
+
+@pytest.mark.parametrize("own_rows", [False, True])
+def test_the_shares_of_a_batch_are_the_batch(own_rows):
+    data = wide(101)
+    sampler = Sampler(
+        Placed(data, TargetScaler.fit(data), torch.device("cpu")), batch_size=16, own_rows=own_rows, seed=3
+    )
+    sampler.start(1)
+    whole = sampler.batch(2)
+    shares = [sampler.batch(2, Share(number, 3)) for number in range(3)]
+    for part, share in enumerate(shares):
+        assert share.targets.equal(whole.targets[:, part::3])
+        expected = whole.inputs["numeric"][:, part::3] if own_rows else whole.inputs["numeric"][part::3]
+        assert share.inputs["numeric"].equal(expected)
+
+
+def test_a_killed_process_ends_the_other_with_a_message_and_all_go_on_from_the_checkpoint(tmp_path):
+    children = start("kill", tmp_path)
+    children[1].wait(timeout=120)
+    died = time.monotonic()
+    codes, said = end(children)
+    assert time.monotonic() - died < 15
+    assert codes[0] not in (0, None)
+    assert codes[1] == -signal.SIGKILL
+    assert "ProcessLostError: process 0 of 2 lost the others" in said[0]
+    (path,) = (tmp_path / "run").glob("*.safetensors")
+    assert read(path)[1] == {"epoch": 2, "step": 4, "phase": 0}
+    codes, said = end(start("run", tmp_path))
+    assert codes == [0, 0], said
+    whole, resumed, other = (np.load(tmp_path / f"{name}.npz") for name in ("whole-0", "resumed-0", "resumed-1"))
+    for key in whole.files:
+        assert whole[key].tobytes() == resumed[key].tobytes() == other[key].tobytes(), key
+
+
+def test_a_hung_process_is_given_up_after_the_time_out(tmp_path):
+    children = start("hang", tmp_path)
+    try:
+        began = time.monotonic()
+        _, said = children[0].communicate(timeout=100)
+        assert time.monotonic() - began < 60
+        assert children[0].returncode not in (0, None)
+        assert "lost the others" in said
+        assert children[1].poll() is None
+        (path,) = (tmp_path / "run").glob("*.safetensors")
+        assert read(path)[1]["epoch"] == 2
+    finally:
+        children[1].kill()
+        children[1].communicate()
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [
+        ("different data", 'before the first step the processes hold different values of "data, settings or seed"'),
+        ("drift", r'after epoch 3 the processes hold different values of "heads.linear'),
+    ],
+)
+def test_processes_that_do_not_hold_the_same_are_told_so(mode, told, tmp_path):
+    codes, said = end(start(mode, tmp_path))
+    assert all(codes)
+    assert any(told in text for text in said), said
+
+
+def test_without_a_launcher_the_way_to_start_is_told(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InputError, match=r"RANK is not in the environment.*torchrun"), join_processes():
+        pass
+    with pytest.raises(InputError, match="time_out is 0"), join_processes(time_out=0):
+        pass
+
+
+def test_batches_too_small_for_the_processes_are_refused_before_the_first_step():
+    class Many(Processes):
+        def check_same(self, tensors, when):
+            pass
+
+    data = wide(100)
+    with pytest.raises(InputError, match="some batch has 10 rows, too few for 8 processes"):
+        fit(HardSharing(data.tasks, mlp(5, (4,))), Equal(4), data, settings=TrainSettings(), processes=Many(0, 8))
