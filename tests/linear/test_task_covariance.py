@@ -7,6 +7,7 @@ import doctest
 import cvxpy as cp
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from sklearn.linear_model import Ridge
 
 import polytask.linear.task_covariance as module
@@ -153,3 +154,67 @@ def test_wrong_settings_are_named(problems):
 
 def test_examples_in_the_docstring_hold():
     assert doctest.testmod(module).failed == 0
+
+
+def placed(seed, alpha, *, T=4, d=6, n=9, ridge=0.01):
+    """A model of learned tasks, the rows of a new one like the first, and what learning it gives."""
+    rng = np.random.default_rng(seed)
+    W = rng.normal(size=(T, d))
+    old = rng.normal(size=(60, d))
+    model = TaskCovariance(0.01, ridge, tol=1e-10).fit(old, old @ W.T + 0.3 * rng.normal(size=(60, T)) + 1.0)
+    model.set_params(alpha=alpha)
+    X = rng.normal(size=(n, d))
+    y = X @ (1.2 * W[0] + 0.2 * rng.normal(size=d)) - 2.0
+    return model, X, y, model.new_task(X, y)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.05])
+@pytest.mark.parametrize("n", [4, 30])
+@pytest.mark.parametrize("alpha", [0.003, 0.05, 1.0])
+def test_new_task_is_the_optimum_over_coefficients_and_covariance(alpha, n, ridge):
+    model, X, y, task = placed(0, alpha, n=n, ridge=ridge)
+    T, d = model.coef_.shape
+    w, b, o, v = cp.Variable((1, d)), cp.Variable(), cp.Variable((T, 1)), cp.Variable((1, 1))
+    joint = cp.bmat([[(1 - cp.reshape(v, (), order="C")) * model.covariance_, o], [o.T, v]])
+    loss = 0.5 * cp.sum_squares(X @ w[0] + b - y) / n + 0.5 * ridge * cp.sum_squares(w)
+    problem = cp.Problem(cp.Minimize(loss + 0.5 * alpha * cp.matrix_frac(cp.vstack([model.coef_, w]), joint)))
+    problem.solve(solver="CLARABEL")
+    stacked = np.vstack([model.coef_, task.coef])
+    inverse = np.linalg.pinv(task.covariance, rcond=1e-11, hermitian=True)
+    reached = 0.5 * np.square(X @ task.coef + task.intercept - y).mean() + 0.5 * ridge * task.coef @ task.coef
+    reached += 0.5 * alpha * np.trace(stacked.T @ inverse @ stacked)
+    assert reached == pytest.approx(problem.value, rel=1e-6)
+    assert reached <= problem.value * (1 + 1e-8)
+    np.testing.assert_allclose(task.coef, w.value[0], atol=1e-3)
+    assert np.linalg.eigvalsh(task.covariance)[0] >= -1e-10
+    assert np.trace(task.covariance) == pytest.approx(1.0)
+    share = 1.0 - task.covariance[-1, -1]
+    np.testing.assert_allclose(task.covariance[:-1, :-1], share * model.covariance_)
+    assert abs(task.dual_gap) <= 1e-9 * np.square(y - y.mean()).mean() + 1e-12
+
+
+def test_new_task_gains_from_the_task_it_is_like():
+    model, X, y, task = placed(1, 0.01, n=4)
+    scale = np.sqrt(np.diag(task.covariance))
+    likeness = task.covariance[-1, :-1] / scale[-1] / scale[:-1]
+    assert likeness.argmax() == 0
+    alone = Ridge(alpha=0.01 * 4).fit(X, y)
+    new = np.random.default_rng(9).normal(size=(500, 6))
+    truth = new @ (model.coef_[0] * 1.2) - 2.0
+    assert np.square(task.predict(new) - truth).mean() < 0.5 * np.square(alone.predict(new) - truth).mean()
+
+
+def test_new_task_beside_coefficients_of_zero_is_a_ridge():
+    rng = np.random.default_rng(2)
+    X, y = rng.normal(size=(20, 3)), rng.normal(size=20)
+    model = TaskCovariance(0.2, 0.1, tol=1e-12).fit(X, rng.normal(size=(20, 2)))
+    model.coef_ = np.zeros_like(model.coef_)
+    alone = Ridge(alpha=20 * 0.3).fit(X, y)
+    np.testing.assert_allclose(model.new_task(X, y).coef, alone.coef_, atol=1e-8)
+
+
+def test_new_task_takes_sparse_rows_and_refuses_targets_of_another_shape():
+    model, X, y, task = placed(3, 0.02)
+    np.testing.assert_allclose(model.new_task(csr_array(X), y).coef, task.coef, atol=1e-6)
+    with pytest.raises(InputError, match="one finite target of the new task per row of X"):
+        model.new_task(X, y[:-1])
