@@ -53,6 +53,21 @@ def test_values_gradients_hessians_and_duals_are_those_of_the_rows(fit_intercept
             assert compiled.dual(a, shrink) == pytest.approx(plain.dual(b, shrink), rel=1e-10, abs=1e-12)
 
 
+@pytest.mark.parametrize("features", [None, np.array([2, 0])])
+@pytest.mark.parametrize("kinds", ["logistic", "squared", "both"])
+def test_hessians_laid_out_by_feature_are_the_same_and_are_not_copied_again(features, kinds):
+    X, y, bounds, weights, W = rows(3)
+    logistic = {"logistic": np.ones(T, bool), "squared": np.zeros(T, bool), "both": np.arange(T) < 2}[kinds]
+    blocks = Stack(X, y, bounds, weights)
+    losses = TaskLosses(blocks if logistic.all() else list(blocks), logistic=logistic, weights=np.ones(T), n_features=D)
+    point = losses.at(W)
+    plain, laid = losses.curvature(point, features), losses.curvature(point, features, by_feature=True)
+    np.testing.assert_array_equal(laid.pattern, plain.pattern)
+    np.testing.assert_allclose(laid.grams, plain.grams, rtol=1e-13)
+    assert laid.grams.transpose(1, 0, 2).flags.c_contiguous
+    assert plain.grams.flags.c_contiguous
+
+
 def test_residuals_of_a_task_with_an_intercept_add_up_to_zero():
     X, y, bounds, weights, W = rows(1)
     losses, _ = both(X, y, bounds, weights, True)

@@ -289,14 +289,12 @@ class _Stacked:
         entropies(self.y, self.a, self.bounds, residual, shrink, found)
         return found
 
-    def grams(self, residual: Floats, features: Ints | None) -> Floats:
-        """Return the Hessians on some features, ``(K, f, f)``."""
+    def grams(self, residual: Floats, features: Ints | None, found: Floats) -> None:
+        """Write the Hessians on some features into ``found`` ``(K, f, f)``."""
         from polytask.linear.solvers.logistic_rows import curvatures
 
         chosen = np.arange(self.means.shape[1]) if features is None else features
-        found = np.empty((len(self.outputs), len(chosen), len(chosen)))
         curvatures(self.columns, self.y, self.a, self.bounds, residual, chosen, self.fit_intercept, found)
-        return found
 
 
 class TaskLosses:
@@ -488,8 +486,10 @@ class TaskLosses:
             return RowHessian(known, parts, self.scale, self.fit_intercept)
         return self.curvature(point, outside=outside)
 
-    def curvature(self, point: Point, features: Ints | None = None, *, outside: float = OUTSIDE) -> Curvature:
-        """Return the Hessian at ``point``, on all features or on some.
+    def curvature(
+        self, point: Point, features: Ints | None = None, *, outside: float = OUTSIDE, by_feature: bool = False
+    ) -> Curvature:
+        """Return the Hessian at ``point``, on all features or on some; ``by_feature``: laid out as ``(k, P, k)``.
 
         Of multinomial losses it is a bound, the same for all classes. Beyond the threshold of a Huber loss,
         where there is none, it is ``outside`` times that of the square that touches and bounds the loss.
@@ -497,33 +497,36 @@ class TaskLosses:
         k = self.n_features if features is None else len(features)
         if features is None:
             self.require_grams()
-        parts: list[Floats] = []
         pattern = np.zeros(self.n_tasks, dtype=np.int64)
         scale = self.scale.copy()
-        count = 0
+        grams, count = np.zeros((1, k, k)), 0
         if self.moments is not None:
             m = self.moments
-            grams = m.gram if features is None else m.gram[:, features[:, None], features]
-            parts.append(grams)
+            grams, count = _on_features(m.gram, features, by_feature), len(m.gram)
             pattern[self.in_moments] = m.pattern[self.in_moments]
-            count = len(grams)
+        others = self._hessians_of_rows()
+        if others:
+            known = grams[:count]
+            shape = (k, count + others, k) if by_feature else (count + others, k, k)
+            grams = np.empty(shape).transpose(1, 0, 2) if by_feature else np.empty(shape)
+            grams[:count] = known
         for rows, residual in zip(self.rows, point.residuals, strict=True):
             block, out = rows.block, rows.block.outputs
             if rows.kind != SQUARED:
                 roots = np.sqrt(block.weights[:, None] * rows.bend(residual, outside))
                 for number, root in enumerate(roots.T):
-                    parts.append(rows.gram(root, features, centre=self.fit_intercept)[None])
+                    grams[count] = rows.gram(root, features, centre=self.fit_intercept)
                     pattern[out if len(roots.T) == 1 else out[number]] = count
                     count += 1
             else:
-                parts.append(rows.gram(np.sqrt(block.weights), features, centre=False)[None])
+                grams[count] = rows.gram(np.sqrt(block.weights), features, centre=False)
                 pattern[out] = count
                 count += 1
         if self.stacked is not None and point.stacked is not None:
-            own = self.stacked.grams(point.stacked, features)
-            parts.append(own)
-            pattern[self.stacked.outputs] = count + np.arange(len(own))
-            count += len(own)
+            own = len(self.stacked.outputs)
+            found = grams[count : count + own]
+            self.stacked.grams(point.stacked, features, found)
+            pattern[self.stacked.outputs] = count + np.arange(own)
         absent = np.ones(self.n_tasks, dtype=np.bool_)
         absent[self.in_moments] = False
         if self.stacked is not None:
@@ -531,8 +534,13 @@ class TaskLosses:
         for rows in self.rows:
             absent[rows.block.outputs] = False
         scale[absent] = 0.0
-        grams = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros((1, k, k))
-        return Curvature(np.ascontiguousarray(grams), pattern, scale)
+        return Curvature(grams, pattern, scale)
+
+    def _hessians_of_rows(self) -> int:
+        """Return how many Hessians are computed from rows."""
+        single = [rows.kind == SQUARED or rows.kind >= MULTINOMIAL for rows in self.rows]
+        known = sum(1 if one else len(rows.block.outputs) for one, rows in zip(single, self.rows, strict=True))
+        return known + (0 if self.stacked is None else len(self.stacked.outputs))
 
     def dual(self, point: Point, shrink: float) -> float:
         """Return the dual objective at the residuals of ``point`` times ``shrink`` (0 … 1).
@@ -601,6 +609,19 @@ def _rows_times(grams: Floats, pattern: Ints, W: Floats) -> Floats:
         product[tasks] = W[tasks] @ gram
         start = end
     return product
+
+
+def _on_features(gram: Floats, features: Ints | None, by_feature: bool) -> Floats:
+    """Return ``gram`` ``(P, d, d)`` on some features, ``(P, k, k)``; ``by_feature``: laid out as ``(k, P, k)``."""
+    if features is None:
+        return (
+            np.ascontiguousarray(gram.transpose(1, 0, 2)).transpose(1, 0, 2)
+            if by_feature
+            else np.ascontiguousarray(gram)
+        )
+    if by_feature:
+        return np.asarray(gram[np.arange(len(gram))[:, None], features[:, None, None], features].transpose(1, 0, 2))
+    return np.asarray(gram[np.arange(len(gram))[:, None, None], features[:, None], features])  # in this order at once
 
 
 def _weighted_gram(X: Floats, root: Floats, centre: bool) -> Floats:

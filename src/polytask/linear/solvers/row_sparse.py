@@ -68,7 +68,7 @@ def solve_row_sparse(
             break
         features = _working_set(point, alpha, wanted, _ALWAYS_ALL if losses.all_quadratic else 0)
         wanted = 2 * wanted
-        curvature = losses.curvature(point, features)
+        curvature = losses.curvature(point, features, by_feature=True)
         local = slice(None) if features is None else features
         W = np.array(point.W[:, local], order="C")  # copies: improved in place
         gradient = np.array(point.gradient[:, local], order="C")
