@@ -15,11 +15,12 @@ from polytask.train.learners import SoftSharingLearner as SoftSharingLearner
 from polytask.train.learners import TraceNormSharingLearner as TraceNormSharingLearner
 from polytask.train.loop import DivergedError as DivergedError
 from polytask.train.loop import Fitted as Fitted
-from polytask.train.loop import TrainSettings as TrainSettings
+from polytask.train.loop import OutOfMemoryError as OutOfMemoryError
 from polytask.train.loop import fit as fit
 from polytask.train.model import NetworkModel as NetworkModel
 from polytask.train.parallel import join_processes as join_processes
 from polytask.train.relationship_learners import RelationshipNetworkLearner as RelationshipNetworkLearner
 from polytask.train.relationship_learners import TensorFactorisationLearner as TensorFactorisationLearner
+from polytask.train.settings import TrainSettings as TrainSettings
 from polytask.train.stitch_learners import CrossStitchLearner as CrossStitchLearner
 from polytask.train.stitch_learners import SluiceLearner as SluiceLearner

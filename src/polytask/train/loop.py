@@ -53,7 +53,7 @@ from polytask.train.average import AveragedWeights
 from polytask.train.batches import Batch, Placed, Sampler, Share
 from polytask.train.parallel import Processes
 from polytask.train.precision import Precision
-from polytask.train.sequence import TaskSampler
+from polytask.train.sampling import DrawnTasks, make_sampler
 from polytask.train.settings import TrainSettings as TrainSettings
 
 _SEEDS = 0x9E3779B97F4A7C15
@@ -173,7 +173,8 @@ def fit(
         raise InputError(f"train has the tasks {list(train.names)}, valid {list(valid.names)}; they must be the same")
     ours = processes.size > 1 and settings.device == "auto"
     device = processes.device if ours else pick_device(settings.device)
-    one_trunk = type(network).scores_and_features is not SharingNetwork.scores_and_features and not settings.own_rows
+    whole_rows = settings.sampling in (None, "rows") and not settings.own_rows
+    one_trunk = type(network).scores_and_features is not SharingNetwork.scores_and_features and whole_rows
     balancer.check(network.shared_parameters(), features=one_trunk, network=type(network).__name__)
     own_seed = (seed + processes.rank * _SEEDS) % 2**63
     with torch.random.fork_rng(devices=_cuda_index(device)):
@@ -233,24 +234,15 @@ class _Loop:
         self.train = Placed(train, self.scaler, device, dtype)
         self.valid = None if valid is None else Placed(valid, self.scaler, device, dtype)
         self.each_stops = isinstance(network, SingleTask)
-        own_rows = settings.own_rows
+        order = network.task_order()
+        own_rows = settings.own_rows if settings.sampling is None else settings.sampling == "round"
         if own_rows is None:
             sparse = train.one_task_per_row or 2 * self.train.sizes.sum() < train.n_rows * len(train.tasks)
             own_rows = sparse and network.has_towers()
         # tasks in an order of their own see the rows with their labels only
-        self.own_rows = bool(own_rows) and network.task_order() is None
+        self.own_rows = bool(own_rows) and order is None
         self.looks_at_features = isinstance(balancer, GradientBalancer) and not self.own_rows
-        drawing: dict[str, Any] = {
-            "batch_size": settings.batch_size,
-            "seed": seed,
-            "least_steps": settings.least_steps,
-        }
-        order = network.task_order()
-        self.sampler: Sampler | TaskSampler
-        if order is None:
-            self.sampler = Sampler(self.train, own_rows=self.own_rows, **drawing)
-        else:
-            self.sampler = TaskSampler(self.train, order, **drawing)
+        self.sampler = make_sampler(self.train, settings, order, own_rows=self.own_rows, seed=seed)
         number, size = self.processes.rank, self.processes.size
         cuts = settings.accumulate * size
         self.shares = [Share(part * size + number, cuts) for part in range(settings.accumulate)]
@@ -352,7 +344,7 @@ class _Loop:
 
     def update(self) -> None:
         settings = self.settings
-        if isinstance(self.sampler, TaskSampler):
+        if not isinstance(self.sampler, Sampler):
             tasks, first = self.sampler.tasks(self.step)
             self.run_only(tasks)
             if first:
@@ -552,7 +544,10 @@ class _Loop:
         return sums / counts
 
     def check_finite(self, curve: Tensor) -> None:
-        sizes = [self.train.sizes, np.zeros_like(self.train.sizes) if self.valid is None else self.valid.sizes]
+        trained = self.train.sizes
+        if isinstance(self.sampler, DrawnTasks):  # a task that no step drew has no training loss
+            trained = trained * (self.dropped > 0).cpu().numpy()
+        sizes = [trained, np.zeros_like(self.train.sizes) if self.valid is None else self.valid.sizes]
         bad = ~np.isfinite(curve.numpy()) & (np.stack(sizes) > 0) & (self.train.sizes > 0)
         if bad.any():
             part, task = (int(i) for i in np.argwhere(bad)[0])
