@@ -1,0 +1,160 @@
+"""Training survives what ends it: kills at any moment, also while a checkpoint is written, full disks, bad bytes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from polytask.core.errors import ModelRefusedError
+from polytask.train.checkpoint import read, write
+
+ROOT = str(Path(__file__).parents[2])
+LAUNCHER = """
+import os, random, resource, signal, sys, time
+from pathlib import Path
+import numpy as np, torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[2])
+from tests.train.examples import wide
+from tests.train.test_checkpoint import OFTEN, everything, run
+from polytask.core.errors import DiskError
+
+torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # what it imports, once for all children
+folder, mode = Path(sys.argv[1]), sys.argv[3]
+data, valid = wide(150, missing=0.3), wide(60, seed=1)
+rng = random.Random(7)
+place = folder / "checkpoint"
+
+def fit(checkpoint=None):
+    return everything(run("hard", data, valid, checkpoint))
+
+def child(target, act):
+    pid = os.fork()
+    if pid == 0:
+        act()
+        try:
+            np.savez(target, **fit(place))
+        except DiskError as error:
+            (folder / "told").write_text(str(error))
+            os._exit(74)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+class Torn:
+    # a file whose content is written in two pieces
+    def __init__(self, file, moment):
+        self.file, self.moment = file, moment
+    def write(self, content):
+        self.file.write(content[: len(content) // 2])
+        self.file.flush()
+        self.moment()
+        self.file.write(content[len(content) // 2 :])
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+    def __enter__(self):
+        return self
+    def __exit__(self, *found):
+        self.file.close()
+
+def kill_at(number):
+    # SIGKILL at the n-th moment: before and after every call that a step and a checkpoint are made of, and between the
+    # halves of a checkpoint's bytes
+    def act():
+        seen = [0]
+        def moment():
+            seen[0] += 1
+            if seen[0] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+        for holder, name in ((os, "fsync"), (Path, "replace"), (Path, "open"), (torch.optim.AdamW, "step")):
+            def wrapped(*args, usual=getattr(holder, name), **options):
+                moment()
+                found = usual(*args, **options)
+                moment()
+                return Torn(found, moment) if usual.__name__ == "open" else found
+            setattr(holder, name, wrapped)
+    return act
+
+def full_disk():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+whole = fit()
+ends = []
+if mode == "kills":
+    for _ in range(20):
+        ends.append(child(folder / "resumed.npz", kill_at(rng.randrange(1, 36))))
+    kills = sum(os.WIFSIGNALED(end) for end in ends)
+else:
+    ends = [child(folder / "resumed.npz", kill_at(40)), child(folder / "resumed.npz", full_disk)]
+    assert os.waitstatus_to_exitcode(ends[1]) == 74, ends
+    kills = 1
+last = child(folder / "resumed.npz", lambda: None)
+resumed = np.load(folder / "resumed.npz")
+same = sorted(whole) == sorted(resumed.files) and all(whole[n].tobytes() == resumed[n].tobytes() for n in whole)
+print(kills, os.waitstatus_to_exitcode(last), same, len(list(place.glob("fit-*.*.tmp"))))
+"""
+
+
+def launch(mode, folder):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LAUNCHER, str(folder), ROOT, mode]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_twenty_kills_at_random_moments_of_steps_and_writes_end_with_the_bits_of_an_uninterrupted_run(tmp_path):
+    kills, last, same, leftovers = launch("kills", tmp_path)
+    assert (kills, last, same, leftovers) == ("20", "0", "True", "0")
+
+
+def test_on_a_full_disk_the_run_says_so_and_goes_on_from_its_checkpoint_when_there_is_room(tmp_path):
+    _, last, same, leftovers = launch("full disk", tmp_path)
+    assert (last, same, leftovers) == ("0", "True", "0")
+    assert "bytes free): File too large" in (tmp_path / "told").read_text()
+
+
+def tensors():
+    return {"a": torch.arange(40.0), "b": torch.tensor([True, False]), "c": torch.zeros(0), "d": torch.arange(3)}
+
+
+def outcome(path):
+    """Return None where a file is refused, else what it holds."""
+    try:
+        found = read(path)
+    except ModelRefusedError as error:
+        told = str(error)
+        return None if str(path) in told and "delete it to start afresh" in told else told
+    assert found is not None
+    return {name: value.numpy().tobytes() for name, value in found[0].items()}, found[1]
+
+
+def test_any_truncated_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "one.safetensors"
+    write(path, tensors(), {"epoch": 3})
+    raw = path.read_bytes()
+    for length in range(len(raw)):
+        path.write_bytes(raw[:length])
+        assert outcome(path) is None, length
+
+
+@pytest.mark.parametrize("flips", [1, 2, 5])
+def test_a_checkpoint_with_flipped_bits_is_refused_or_means_the_same(flips, tmp_path):
+    """Bits of the header's padding mean nothing; all others are noticed."""
+    path = tmp_path / "one.safetensors"
+    write(path, tensors(), {"epoch": 3})
+    whole, raw = outcome(path), path.read_bytes()
+    rng, refused = np.random.default_rng(flips), 0
+    for _ in range(1500):
+        damaged = np.frombuffer(raw, dtype=np.uint8).copy()
+        places = rng.choice(len(raw) * 8, size=flips, replace=False)
+        np.bitwise_xor.at(damaged, places // 8, (1 << (places % 8)).astype(np.uint8))
+        path.write_bytes(damaged.tobytes())
+        found = outcome(path)
+        assert found is None or found == whole
+        refused += found is None
+    assert refused > 1400
