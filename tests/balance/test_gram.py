@@ -118,12 +118,10 @@ def test_linear_and_convolution_weights_need_no_jacobian_when_rows_are_few():
 
 def test_the_stacked_trunk_of_a_sharing_network_has_ghosts_too():
     from polytask.core.task import Regression
-    from polytask.deep import Encoder, HardSharing
+    from polytask.deep import HardSharing, mlp
 
-    torch.manual_seed(0)
-    stages = {"one": nn.Sequential(nn.Linear(12, 32), nn.ReLU()), "two": nn.Linear(32, 32)}
-    network = HardSharing([Regression("a"), Regression("b")], Encoder(stages, n_features=32))
-    z = network.features(torch.randn(4, 12))
+    network = HardSharing([Regression("a"), Regression("b")], mlp(12, (32, 32)))
+    z = network.features({"numeric": torch.randn(4, 12)})
     ghosts, _ = _split([z], network.shared_parameters())
     assert len(ghosts) == 2
 

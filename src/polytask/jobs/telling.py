@@ -58,13 +58,21 @@ def methods() -> list[MethodLine]:
 
 @cache
 def _facts(module: str, class_name: str) -> dict[str, str]:
-    """Read the class variables ``sharing`` and ``summary`` of a learner from its source."""
+    """Read the class variables of a learner, ``sharing`` and ``summary`` among them, from its source and its bases'."""
     path = Path(polytask.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
-    return {
+    home = {node.name: module for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polytask."):
+            home |= {alias.asname or alias.name: str(node.module) for alias in node.names}
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name)
+    facts: dict[str, str] = {}
+    for base in reversed(found.bases):
+        if isinstance(base, ast.Name) and base.id in home:
+            facts |= _facts(home[base.id], base.id)
+    return facts | {
         node.target.id: str(node.value.value)
-        for node in body
+        for node in found.body
         if isinstance(node, ast.AnnAssign)
         and isinstance(node.target, ast.Name)
         and isinstance(node.value, ast.Constant)
