@@ -251,10 +251,16 @@ class GramBalancer(GradientBalancer):
         if every < 1:
             raise InputError(f"every is {every}; refresh the weights every 1 or more steps")
         self.level, self.every = level, every
+        self._latest: tuple[Tensor, tuple[int, ...]] | None = None
         self.needs_features = level == "features"
         self.register_buffer("kept", torch.ones(n_tasks, dtype=torch.float64))
         self.register_buffer("known", torch.zeros(n_tasks, dtype=torch.bool))
         self.register_buffer("age", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def latest(self) -> tuple[Tensor, tuple[int, ...]] | None:
+        """The Gram matrix last looked at, float64 ``(P, P)``, with the numbers of its tasks; not part of the state."""
+        return self._latest
 
     @abstractmethod
     def gram_weights(self, gram: Tensor, losses: Tensor) -> Tensor:
@@ -356,6 +362,7 @@ class GramBalancer(GradientBalancer):
         inner = gram.detach().to("cpu", torch.float64)
         inner = (inner + inner.T).mul_(0.5)
         if math.isfinite(inner.sum()):
+            self._latest = (inner, tuple(tasks))
             index = slice(None) if len(tasks) == self.n_tasks else list(tasks)
             losses = values.to("cpu", torch.float64)[index]
             self.kept[index] = self.task_weights(inner, losses, tasks).to(self.kept)

@@ -77,6 +77,7 @@ class TorchJDScalarizer(Balancer):
             return weights
         chosen = joint_values(losses, exchange)[present].requires_grad_()
         self.scalarizer(chosen).backward()
-        weights[present] = chosen.grad
+        if chosen.grad is not None:
+            weights[present] = chosen.grad
         losses.backward(weights)  # type: ignore[no-untyped-call]  # torch's is
         return weights

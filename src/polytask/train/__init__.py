@@ -19,6 +19,9 @@ from polytask.train.loop import OutOfMemoryError as OutOfMemoryError
 from polytask.train.loop import fit as fit
 from polytask.train.model import NetworkModel as NetworkModel
 from polytask.train.parallel import join_processes as join_processes
+from polytask.train.record import EventsFile as EventsFile
+from polytask.train.record import MLflow as MLflow
+from polytask.train.record import TensorBoard as TensorBoard
 from polytask.train.relationship_learners import RelationshipNetworkLearner as RelationshipNetworkLearner
 from polytask.train.relationship_learners import TensorFactorisationLearner as TensorFactorisationLearner
 from polytask.train.settings import TrainSettings as TrainSettings

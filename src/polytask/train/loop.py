@@ -27,7 +27,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polytask.balance.base import Balancer, GradientBalancer
+from polytask.balance.base import Balancer, GradientBalancer, GramBalancer
 from polytask.balance.features import Features, LinearHeads
 from polytask.core.data import TaskData
 from polytask.core.errors import InputError, PolytaskError, unknown
@@ -53,6 +53,7 @@ from polytask.train.average import AveragedWeights
 from polytask.train.batches import Batch, Placed, Sampler, Share
 from polytask.train.parallel import Processes
 from polytask.train.precision import Precision
+from polytask.train.record import Recorder, Several
 from polytask.train.sampling import DrawnTasks, make_sampler
 from polytask.train.settings import TrainSettings as TrainSettings
 
@@ -123,6 +124,7 @@ def fit(
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     processes: Processes | None = None,
+    record: Recorder | Sequence[Recorder] | None = None,
 ) -> Fitted:
     """Train a network on encoded data.
 
@@ -147,6 +149,8 @@ def fit(
     processes
         Those that train together (:func:`~polytask.train.parallel.join_processes`), each of which calls this with the
         same arguments; the first one writes checkpoints, which all must be able to read. None: this one alone.
+    record
+        Notes one event per epoch (:mod:`polytask.train.record`), in the first process.
 
     Raises
     ------
@@ -186,6 +190,8 @@ def fit(
             network.to(device), balancer.to(device), train, valid, settings, seed, device, checkpoint, processes
         )
         loop.resume()
+        if processes.rank == 0:
+            loop.note_to(Several(record) if isinstance(record, Sequence) else record)
         with _patient_interrupt(checkpoint is not None) as interrupted, loop.short_of_memory():
             stop, first = False, processes.rank == 0
             try:
@@ -205,6 +211,7 @@ def fit(
                     loop.save()
                 raise
         loop.finish()
+        loop.note("end")
     if progress is not None and first:
         progress(f"stopped after {loop.epoch} epochs", 1.0)
     return loop.fitted()
@@ -269,9 +276,10 @@ class _Loop:
         self.average = None if settings.average is None else AveragedWeights(network, settings.average)
         self.best_weights = self.snapshot()
         self.gather_parameters({})
-        self.running: tuple[Tensor, list[int]] | None = None
-        self.running_mask: Tensor | None = None
+        self.running: tuple[Tensor, list[int], Tensor] | None = None
         self.skip_stopped()
+        self.record: Recorder | None = None
+        self.used, self.uses = torch.zeros(2, n_tasks, device=device, dtype=dtype)
         self.whole = True
         self.path: Path | None = None
         if checkpoint is not None or self.processes.size > 1:
@@ -376,7 +384,10 @@ class _Loop:
             self.dropped += ~finite
         exchange = self.processes.exchange(self.precision.scale)
         more = {} if exchange is None else {"exchange": exchange}
-        self.balancer.backward(losses, self.shared, self.private, present=counts > 0, features=features, **more)
+        used = self.balancer.backward(losses, self.shared, self.private, present=counts > 0, features=features, **more)
+        if self.record is not None:
+            self.used += used
+            self.uses += counts > 0
         self.sums += values * unit
         self.counts += counts
         return counts > 0
@@ -385,7 +396,7 @@ class _Loop:
         """Count the labels of each part of a step, over processes; None where the one part is all there is."""
         if not self.splits and self.usual is None:
             return [None]
-        mask = True if self.running_mask is None else self.running_mask
+        mask = True if self.running is None else self.running[2]
         counts = self.processes.sum(torch.stack([(part.present & mask).sum(1) for part in parts]))
         unit = counts.sum(0).clamp(min=1).to(self.sums) if self.usual is None else self.usual
         return [(labels, unit / len(parts)) for labels in counts]
@@ -436,11 +447,11 @@ class _Loop:
         features: Features | None = None
         with self.precision.forward():
             if self.running is not None:
-                index, numbers = self.running
+                index, numbers, mask = self.running
                 inputs = {name: array[index] for name, array in batch.inputs.items()} if self.own_rows else batch.inputs
                 some = self.network.all_scores(inputs, self.own_rows, only=numbers)
                 scores = some.new_zeros(self.train.n_tasks, *some.shape[1:]).index_copy(0, index, some)
-                present = present & self.running_mask
+                present = present & mask
             elif balance and self.looks_at_features and (found := self.network.scores_and_features(batch.inputs)):
                 scores, shared, weight = found
                 features = LinearHeads(shared, scores, weight)
@@ -451,12 +462,11 @@ class _Loop:
 
     def run_only(self, tasks: list[int] | None) -> None:
         """Compute these tasks only from now on; None: all."""
-        self.running = self.running_mask = None
+        self.running = None
         if tasks is not None:
             index = torch.tensor(tasks, dtype=torch.int64, device=self.device)
-            self.running = (index, tasks)
-            self.running_mask = torch.zeros(self.train.n_tasks, 1, dtype=torch.bool, device=self.device)
-            self.running_mask[index] = True
+            mask = torch.zeros(self.train.n_tasks, 1, dtype=torch.bool, device=self.device)
+            self.running = (index, tasks, mask.index_fill(0, index, True))
 
     def skip_stopped(self) -> None:
         """Note which tasks still train, where each stops by itself; None stands for all."""
@@ -479,6 +489,7 @@ class _Loop:
             self.keep(improved)
         self.skip_stopped()
         self.curves.append(curve)
+        self.note("epoch")
         self.sums.zero_()
         self.counts.zero_()
         self.balancer.end_epoch()
@@ -556,6 +567,53 @@ class _Loop:
                 f"{curve[part, task].item()} in epoch {self.epoch + 1}; lower learning_rate "
                 f"({self.settings.learning_rate:g}) or look for extreme values in its inputs or targets"
             )
+
+    # -- what is noted ------------------------------------------------------------------------
+
+    def note_to(self, record: Recorder | None) -> None:
+        self.record = record
+        self.note("start")
+
+    def note(self, event: str) -> None:
+        """Hand an event to the recorder, if there is one; an epoch's with what is known of its tasks."""
+        if self.record is None:
+            return
+        facts: dict[str, Any] = {"event": event, "epoch": self.epoch, "seconds": time.monotonic() - self.began}
+        if event == "epoch":
+            train, valid = self.curves[-1].numpy()
+            facts |= {
+                "epoch": self.epoch + 1,
+                "step": (self.epoch + 1) * self.sampler.steps,
+                "learning_rate": self.optimiser.param_groups[0]["lr"] / self.optimiser.param_groups[0]["scale"],
+                "train": self.by_task(train),
+                "valid": self.by_task(valid),
+                "explained": self.by_task(1 - valid / self.constant_loss),
+                "weights": self.by_task((self.used / self.uses).double().cpu().numpy()),
+                "cosines": self.cosines(),
+                "left_out": {name: count for name, count in self.by_task(self.dropped.cpu().numpy()).items() if count},
+            }
+            self.used.zero_()
+            self.uses.zero_()
+        self.record.write({name: value for name, value in facts.items() if value != {}})
+
+    def by_task(self, values: np.ndarray[Any, Any]) -> dict[str, Any]:
+        pairs = zip(self.train.names, values.tolist(), strict=True)
+        return {name: value for name, value in pairs if np.isfinite(value)}
+
+    def cosines(self) -> dict[str, float]:
+        """Return the cosines between the gradients that the balancer last looked at."""
+        if not isinstance(self.balancer, GramBalancer) or self.balancer.latest is None:
+            return {}
+        gram, tasks = self.balancer.latest
+        length = gram.diagonal().sqrt()
+        cosines = (gram / length / length[:, None]).tolist()
+        names = [self.train.names[task] for task in tasks]
+        return {
+            f"{names[i]} | {names[j]}": cosines[i][j]
+            for i in range(len(names))
+            for j in range(i)
+            if np.isfinite(cosines[i][j])
+        }
 
     # -- early stopping -----------------------------------------------------------------------
 
@@ -638,6 +696,8 @@ class _Loop:
             "stop/stopped": self.stopped,
             "epoch/sums": self.sums,
             "epoch/counts": self.counts,
+            "epoch/used": self.used,
+            "epoch/uses": self.uses,
             "dropped": self.dropped,
             "curves": torch.stack(self.curves) if self.curves else torch.zeros(0, 2, self.train.n_tasks).double(),
         }
@@ -676,6 +736,7 @@ class _Loop:
         self.stopped = tensors["stop/stopped"]
         self.skip_stopped()
         self.sums, self.counts = tensors["epoch/sums"].to(self.device), tensors["epoch/counts"].to(self.device)
+        self.used, self.uses = tensors["epoch/used"].to(self.device), tensors["epoch/uses"].to(self.device)
         self.dropped = tensors["dropped"].to(self.device)
         self.curves = list(tensors["curves"])
         self.epoch, self.step, self.phase = (int(facts[name]) for name in ("epoch", "step", "phase"))

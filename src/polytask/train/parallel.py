@@ -195,7 +195,7 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 
 def _spread(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     with torch.no_grad():
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        for tensor, part in zip(tensors, torch.split(flat, [each.numel() for each in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polytask.core.data import Ints
 from polytask.core.errors import InputError
 from polytask.core.task import Floats
 from polytask.train.batches import ALL, Batch, Placed, Sampler, Share
@@ -37,12 +38,11 @@ DRAWN = ("proportional", "temperature", "annealed", "uniform")
 _ANNEALED = 0.8
 
 
-def task_probabilities(sizes: Floats, sampling: str, *, temperature: float, epoch: int, epochs: int) -> Floats:
+def task_probabilities(sizes: Floats | Ints, sampling: str, *, temperature: float, epoch: int, epochs: int) -> Floats:
     """Return how likely each task is drawn, ``(T,)``, from its number of labels ``(T,)``."""
     done = epoch / (epochs - 1) if epochs > 1 else 0.0
     power = {"proportional": 1.0, "temperature": 1 / temperature, "annealed": 1 - _ANNEALED * done, "uniform": 0.0}
-    sizes = np.asarray(sizes, dtype=np.float64)
-    weights = np.where(sizes > 0, np.maximum(sizes, 1) ** power[sampling], 0.0)
+    weights = np.where(sizes > 0, np.maximum(sizes, 1.0) ** power[sampling], 0.0)
     return np.asarray(weights / weights.sum())
 
 
