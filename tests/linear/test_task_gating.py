@@ -76,7 +76,7 @@ def test_gradient_of_the_hidden_units_is_that_of_the_bound(intercepts):
 @pytest.mark.parametrize("n_hidden", [None, 2])
 def test_marginal_likelihood_never_falls_and_responsibilities_add_up_to_one(prior, n_hidden):
     X, y, tasks, _, features = planted()
-    model = TaskGating(2, prior=prior, task_features=features, n_hidden=n_hidden).fit(X, y, tasks)
+    model = TaskGating(2, prior=prior, task_features=features, n_hidden=n_hidden, n_starts=1).fit(X, y, tasks)
     assert (np.diff(model.evidence_) >= -1e-8).all()
     np.testing.assert_allclose(model.shares_.sum(axis=1), 1.0, atol=1e-6)
 
@@ -84,7 +84,9 @@ def test_marginal_likelihood_never_falls_and_responsibilities_add_up_to_one(prio
 @pytest.mark.parametrize("n_hidden", [None, 2])
 def test_one_cluster_without_spread_makes_all_tasks_alike(n_hidden):
     X, y, tasks, _, _ = planted()
-    model = TaskGating(1, n_hidden=n_hidden, spread=1e-9, tol=1e-10 if n_hidden is None else 1e-4).fit(X, y, tasks)
+    model = TaskGating(1, n_hidden=n_hidden, n_starts=1, spread=1e-9, tol=1e-10 if n_hidden is None else 1e-4).fit(
+        X, y, tasks
+    )
     np.testing.assert_allclose(model.coef_, np.tile(model.coef_[0], (12, 1)), atol=1e-6)
     if n_hidden is None:
         means = np.array([np.append(X[tasks == t].mean(axis=0), y[tasks == t].mean()) for t in range(12)])[tasks]
@@ -96,7 +98,7 @@ def test_one_cluster_without_spread_makes_all_tasks_alike(n_hidden):
 @pytest.mark.parametrize("n_hidden", [None, 2])
 def test_unlimited_spread_is_least_squares_on_the_features(n_hidden):
     X, y, tasks, _, _ = planted()
-    model = TaskGating(1, n_hidden=n_hidden, spread=1e4).fit(X, y, tasks)
+    model = TaskGating(1, n_hidden=n_hidden, spread=1e4, n_starts=1).fit(X, y, tasks)
     features = X if n_hidden is None else model._inputs(X, reset=False)
     for t in range(12):
         alone = LinearRegression().fit(features[tasks == t], y[tasks == t])
@@ -115,7 +117,7 @@ def test_hidden_units_find_clusters_and_predict_what_linear_features_cannot(inte
     X, y, tasks, label, _ = planted(3)
     y = y - tasks  # coupled intercepts are part of what makes tasks alike
     held = np.arange(len(y)) % 3 == 0
-    hidden = TaskGating(2, n_hidden=2, intercepts=intercepts).fit(X[~held], y[~held], tasks[~held])
+    hidden = TaskGating(2, n_hidden=2, n_starts=1, intercepts=intercepts).fit(X[~held], y[~held], tasks[~held])
     plain = TaskGating(2, intercepts=intercepts).fit(X[~held], y[~held], tasks[~held])
     assert adjusted_rand_score(label, hidden.labels_) > 0.9
     assert hidden.coef_.shape == (12, 2)
@@ -125,6 +127,15 @@ def test_hidden_units_find_clusters_and_predict_what_linear_features_cannot(inte
         hidden.predict(X[:5], tasks[:5]),
         (hidden._inputs(X[:5], reset=False) * hidden.coef_[tasks[:5]]).sum(axis=1) + hidden.intercept_[tasks[:5]],
     )
+
+
+def test_more_starts_leave_a_poor_maximum():
+    X, y, tasks, _, _ = planted(1)
+    kept = np.arange(len(y)) % 3 > 0
+    X, y, tasks = X[kept], (y - tasks)[kept], tasks[kept]
+    one, more = (TaskGating(2, n_hidden=2, random_state=3, n_starts=n).fit(X, y, tasks) for n in (1, 2))
+    assert more.evidence_[-1] > one.evidence_[-1] + 5.0
+    assert more.score(X, y, tasks=tasks) > one.score(X, y, tasks=tasks)
 
 
 def test_features_of_a_task_put_it_into_its_cluster_where_its_rows_cannot():
@@ -164,9 +175,12 @@ def test_order_of_the_tasks_does_not_matter_and_the_seed_decides_the_units():
     order = np.random.default_rng(0).permutation(12)
     one, other = (TaskGating(2, tol=1e-8).fit(X, y, t) for t in (tasks, order[tasks]))
     np.testing.assert_allclose(other.coef_[order], one.coef_, atol=1e-4)
-    same, again = (TaskGating(2, n_hidden=2, random_state=3).fit(X, y, tasks) for _ in range(2))
+    same, again = (TaskGating(2, n_hidden=2, n_starts=1, random_state=3).fit(X, y, tasks) for _ in range(2))
     np.testing.assert_array_equal(same.hidden_, again.hidden_)
-    assert np.abs(same.hidden_ - TaskGating(2, n_hidden=2, random_state=4).fit(X, y, tasks).hidden_).max() > 0.01
+    assert (
+        np.abs(same.hidden_ - TaskGating(2, n_hidden=2, n_starts=1, random_state=4).fit(X, y, tasks).hidden_).max()
+        > 0.01
+    )
 
 
 def test_wide_targets_with_gaps_are_the_long_form():
@@ -176,8 +190,8 @@ def test_wide_targets_with_gaps_are_the_long_form():
     Y[rng.random(Y.shape) < 0.3] = np.nan
     rows, task = np.nonzero(~np.isnan(Y))
     for n_hidden in (None, 2):
-        wide = TaskGating(1, n_hidden=n_hidden).fit(X, Y)
-        long = TaskGating(1, n_hidden=n_hidden).fit(X[rows], Y[rows, task], task)
+        wide = TaskGating(1, n_hidden=n_hidden, n_starts=1).fit(X, Y)
+        long = TaskGating(1, n_hidden=n_hidden, n_starts=1).fit(X[rows], Y[rows, task], task)
         assert wide.evidence_[-1] == pytest.approx(long.evidence_[-1], abs=0.1)
         np.testing.assert_allclose(wide.predict(X)[rows, task], long.predict(X[rows], task), atol=0.05)
 

@@ -12,7 +12,7 @@ h(X_t): (n_t, h hidden units), V: (h, d + 1), shared. The prior of a task is one
 with features f_t of the task and a constant. The a_t are integrated out; everything else is learned
 by expectation-maximisation of the lower bound of :mod:`~polytask.linear.solvers.task_mixture`, in
 turn with V, which follows the gradient of that bound (L-BFGS) with a penalty decay / 2 ||V||², inputs
-in units of their standard deviations.
+in units of their standard deviations. It has several maxima in V: of a few starts the best is kept.
 
 Limits: one cluster and S -> 0: one model for all tasks; S -> inf: least squares per task.
 
@@ -22,7 +22,7 @@ Bakker & Heskes, Task clustering and gating for Bayesian multitask learning, JML
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -90,6 +90,8 @@ class TaskGating(BayesianEstimator):
     random_state
         Seed of the hidden units to begin with, and of the k-means that forms the first groups of more
         than 150 tasks.
+    n_starts
+        With hidden units: number of starts, of which that with the highest bound is kept.
 
     Attributes
     ----------
@@ -135,6 +137,7 @@ class TaskGating(BayesianEstimator):
         tol: float = 1e-4,
         max_iter: int = 1000,
         random_state: int = 0,
+        n_starts: int = 3,
     ) -> None:
         self.n_clusters = n_clusters
         self.prior = prior
@@ -149,6 +152,7 @@ class TaskGating(BayesianEstimator):
         self.tol = tol
         self.max_iter = max_iter
         self.random_state = random_state
+        self.n_starts = n_starts
 
     def _check_common(self) -> None:
         super()._check_common()
@@ -159,6 +163,7 @@ class TaskGating(BayesianEstimator):
             raise InputError(f'prior="{self.prior}" needs task_features: one row of numbers per task')
         if self.n_hidden is not None:
             count("n_hidden", self.n_hidden, "the number of hidden units")
+        count("n_starts", self.n_starts, "the number of starts of the hidden units")
         if self.covariance not in COVARIANCES:
             raise InputError(f"covariance must be one of {', '.join(COVARIANCES)}, got {self.covariance!r}")
         if self.prior_tasks is not None:
@@ -179,14 +184,17 @@ class TaskGating(BayesianEstimator):
         self._relations = None
         shape = (int(self.n_hidden), n_features)
         intercepts = (self._own, self._coupled)
-        layer = _Layer(centred, self._statistics, len(self.tasks_), intercepts, shape, int(self.random_state))
-        self._scale = layer.scale
-        W, own = self._solve(layer)
+        seeds = [int(self.random_state), *([int(self.random_state), k] for k in range(1, int(self.n_starts)))]
+        starts = (_Layer(centred, self._statistics, len(self.tasks_), intercepts, shape, seed) for seed in seeds)
+        best = max(map(self._learned, starts), key=lambda found: found.values[-1])
+        assert isinstance(best.layer, _Layer)
+        self._scale = best.layer.scale
+        W, own = self._finish(best)
         self.coef_ = np.ascontiguousarray(W[:, : self.n_hidden])
         self.intercept_ = np.asarray((W[:, self.n_hidden] if self._coupled else own) + level)
 
     def _learn(self, evidence: TaskEvidence) -> tuple[Floats, Floats]:
-        return self._solve(_Given(evidence.squared))
+        return self._finish(self._learned(_Given(evidence.squared)))
 
     def _inputs(self, X: Any, *, reset: bool) -> Any:
         """Return the checked inputs of a fit, and the hidden features of those to predict from."""
@@ -196,8 +204,8 @@ class TaskGating(BayesianEstimator):
         Z = (np.asarray(X, dtype=np.float64) - self._shift) / self._scale
         return np.tanh(Z @ self._hidden[:, :-1].T + self._hidden[:, -1])
 
-    def _solve(self, layer: _Given) -> tuple[Floats, Floats]:
-        """Return the coefficients of the features of ``layer`` and the tasks' own intercepts."""
+    def _learned(self, layer: _Given) -> _Learned:
+        """Return what is learned from the features of ``layer``, which change on the way."""
         features = self._task_features()
         T = len(self.tasks_)
         constant, none = np.ones((T, 1)), np.zeros((T, 0))
@@ -205,7 +213,7 @@ class TaskGating(BayesianEstimator):
         if self.spread is not None:
             design = replace(design, strength=np.inf, centre=float(self.spread) ** 2 * np.eye(layer.width))
         start = prior_of_one(layer.data, design)
-        prior, _ = self._alternate(layer, design, start)
+        prior = self._alternate(layer, design, start).prior
         K = min(int(self.n_clusters), T)
         nu = layer.width + 2.0 if self.prior_tasks is None else float(self.prior_tasks)
         own = self.covariance != "spherical" and self.spread is None
@@ -217,10 +225,17 @@ class TaskGating(BayesianEstimator):
         if own:
             design = replace(design, form=self.covariance, strength=nu, centre=prior.covariance[0])
             prior = replace(prior, covariance=np.repeat(prior.covariance, K, axis=0))
-        prior, posterior = self._alternate(layer, design, prior)
-        return self._finish(layer, design, prior, posterior)
+        return self._alternate(layer, design, prior)
 
-    def _finish(self, layer: _Given, design: Design, prior: Prior, posterior: Posterior) -> tuple[Floats, Floats]:
+    def _finish(self, best: _Learned) -> tuple[Floats, Floats]:
+        """Set what was learned; return the coefficients and the tasks' own intercepts."""
+        layer, design, prior, posterior, values = best.layer, best.design, best.prior, best.posterior, best.values
+        self.evidence_ = np.array(values)
+        self.n_iter_ = len(values) - 1
+        least = self._least(len(self.tasks_))
+        if len(values) > 1 and self.n_iter_ >= self.max_iter and values[-1] - values[-2] > least:
+            gain = values[-1] - values[-2]
+            warn_unconverged(type(self).__name__, gain, least, "a gain of evidence of", self.max_iter)
         self.hidden_ = layer.V
         self._hidden = np.zeros((0, 0)) if layer.V is None else layer.V
         self.shares_, self.labels_ = used_clusters(posterior.shares)
@@ -239,7 +254,7 @@ class TaskGating(BayesianEstimator):
     def _least(self, T: int) -> float:
         return float(self.tol) * T
 
-    def _alternate(self, layer: _Given, design: Design, prior: Prior) -> tuple[Prior, Posterior]:
+    def _alternate(self, layer: _Given, design: Design, prior: Prior) -> _Learned:
         """Learn the prior and the hidden units in turn until the bound stands still."""
         least, limit = self._least(len(self.tasks_)), int(self.max_iter)
         values: list[float] = []
@@ -252,11 +267,7 @@ class TaskGating(BayesianEstimator):
             if layer.V is None or gain <= least or len(values) > limit:
                 break
             layer.search(prior, design, self.decay)
-        self.evidence_ = np.array(values)
-        self.n_iter_ = len(values) - 1
-        if len(values) > 1 and self.n_iter_ >= limit and values[-1] - values[-2] > least:
-            warn_unconverged(type(self).__name__, values[-1] - values[-2], least, "a gain of evidence of", limit)
-        return prior, posterior
+        return _Learned(layer, design, prior, posterior, values)
 
     def _task_features(self) -> Floats:
         """Return the standardised features of the tasks after a constant, ``(T, p + 1)``."""
@@ -297,6 +308,17 @@ class TaskGating(BayesianEstimator):
                 "coefficients", self.coef_.T, units, names_of(self.tasks_), "What every task makes of the hidden units."
             )
         return found
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What one start led to, and the bounds of its last stage less the penalty on V."""
+
+    layer: _Given
+    design: Design
+    prior: Prior
+    posterior: Posterior
+    values: list[float]
 
 
 class _Given:
@@ -344,7 +366,7 @@ class _Layer(_Given):
         n_tasks: int,
         intercepts: tuple[bool, bool],
         shape: tuple[int, int],
-        seed: int,
+        seed: int | list[int],
     ) -> None:
         self.n_tasks, self.statistics = n_tasks, statistics
         self.own, self.coupled = intercepts
