@@ -184,7 +184,10 @@ class TaskGating(BayesianEstimator):
         self._relations = None
         shape = (int(self.n_hidden), n_features)
         intercepts = (self._own, self._coupled)
-        seeds = [int(self.random_state), *([int(self.random_state), k] for k in range(1, int(self.n_starts)))]
+        seeds: list[int | list[int]] = [
+            int(self.random_state),
+            *([int(self.random_state), k] for k in range(1, int(self.n_starts))),
+        ]
         starts = (_Layer(centred, self._statistics, len(self.tasks_), intercepts, shape, seed) for seed in seeds)
         best = max(map(self._learned, starts), key=lambda found: found.values[-1])
         assert isinstance(best.layer, _Layer)
@@ -240,8 +243,8 @@ class TaskGating(BayesianEstimator):
         self._hidden = np.zeros((0, 0)) if layer.V is None else layer.V
         self.shares_, self.labels_ = used_clusters(posterior.shares)
         self.n_clusters_ = self.shares_.shape[1]
-        best = posterior.shares.argmax(axis=1)
-        order = [int(best[np.argmax(self.labels_ == k)]) for k in range(self.n_clusters_)]
+        likeliest = posterior.shares.argmax(axis=1)
+        order = [int(likeliest[np.argmax(self.labels_ == k)]) for k in range(self.n_clusters_)]
         self.means_ = prior.mean[order]
         self.covariances_ = np.broadcast_to(prior.covariance, (prior.n_clusters, layer.width, layer.width))[order]
         self.gate_ = prior.gate[order] if self.prior == "gated" else None

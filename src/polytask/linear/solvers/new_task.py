@@ -30,6 +30,7 @@ from scipy.optimize import brentq, minimize
 from polytask.core.task import Floats
 
 _ROUNDING = 1e-12
+_AT_ONCE = 200  # steps between two looks at the gap
 _FEASIBLE = 1e-11  # of the room, by which the constraint may be missed
 
 
@@ -134,8 +135,13 @@ def place_task(R: Floats, z: Floats, W: Floats, alpha: float, *, tol: float, max
         gap = 0.5 * float(np.square(R @ best.w - z).sum()) + penalty.value(best.w, best.g, best.n) + value
         if gap <= bound or steps >= max_steps:
             break
-        options = {"maxiter": min(200, max_steps - steps), "ftol": 0.0, "gtol": 1e-15, "maxcor": 30}
-        found = minimize(dual, theta, jac=True, method="L-BFGS-B", options=options)
+        found = minimize(
+            dual,
+            theta,
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": min(_AT_ONCE, max_steps - steps), "ftol": 0.0, "gtol": 1e-15, "maxcor": 30},
+        )
         steps += int(found.nit)
         theta = found.x
         if found.nit == 0:
