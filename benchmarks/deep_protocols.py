@@ -103,14 +103,21 @@ class Protocol(ABC):
 
     def score(self, case: lp.Case, scores: Scores) -> tuple[Scored, Floats]:
         """Return the score with the influence of every test label (by task, then row), and that of each task."""
-        values, parts = [], []
-        for task in case.test.tasks:
-            targets = case.test.labels[task.name].values
-            values.append(score_task(task, scores[task.name], targets)[0][task.metric])
-            parts.append(influences(task, scores[task.name], targets))
+        by_task = self.by_task(case, scores)
+        parts = [part for _, part in by_task]
         total = sum(map(len, parts))
         shares = [part * total / (len(parts) * len(part)) for part in parts]
-        return (float(np.mean(values)), np.concatenate(shares)), np.array(values)
+        values = np.array([value for value, _ in by_task])
+        return (float(values.mean()), np.concatenate(shares)), values
+
+    def by_task(self, case: lp.Case, scores: Scores) -> list[Scored]:
+        """Return the metric of every task with the influence of its test labels on it."""
+        found = []
+        for task in case.test.tasks:
+            targets = case.test.labels[task.name].values
+            value = score_task(task, scores[task.name], targets)[0][task.metric]
+            found.append((value, influences(task, scores[task.name], targets)))
+        return found
 
     def places(self, case: lp.Case) -> Ints:
         """Return the row in the whole data set of every test label, in the order of influences."""

@@ -22,82 +22,23 @@ Differences are paired over splits; their 95 % intervals take sampling of test r
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
-import time
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import deep_protocols as dp
-from linear_protocols import Case
+from deep_cells import Method, absent, command, complete, grid, plan, run_cell, setting_text, sizes, task_counts
 from polytask import registry
 from polytask.compare.statistics import Interval
-from polytask.compare.tuning import NUMERICAL
-from polytask.core.data import TaskData
-from polytask.core.errors import PolytaskError
 from polytask.core.task import Floats
-from polytask.train.batches import Placed
-from polytask.train.model import NetworkModel
-from reproduction import Key, Row, Store, difference, gap_text, head, line, published_lines, run_all, write_between
+from reproduction import Key, Row, Store, difference, gap_text, head, line, published_lines
 
 BUDGET = "3 settings"
-TUNING = -1
-"""The split of the cell in which a method's setting is chosen."""
-WEIGHT_DECAYS = tuple({"weight_decay": value} for value in (1e-4, 1e-2, 1e-1))
-
-
-def _grid(name: str, *values: Any) -> tuple[dict[str, Any], ...]:
-    return tuple({name: value} for value in values)
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the tables.
-
-    Parameters
-    ----------
-    label
-        Its name there.
-    learner
-        Name in the registry.
-    fixed
-        Fields that are the same everywhere.
-    grid
-        The settings to choose from.
-    wide
-        Whether it gets the protocol's wide network.
-    left_out
-        Protocol → why the method does not run there.
-    shares_of_epochs
-        Field → its value as a share of the epochs.
-    holds_out
-        Whether it holds out a fifth of the training rows, to learn from what networks find difficult there.
-    """
-
-    label: str
-    learner: str
-    fixed: dict[str, Any] = field(default_factory=dict)
-    grid: tuple[dict[str, Any], ...] = WEIGHT_DECAYS
-    wide: bool = False
-    left_out: dict[str, str] = field(default_factory=dict)
-    shares_of_epochs: dict[str, float] = field(default_factory=dict)
-    holds_out: bool = False
-
-    @cached_property
-    def key(self) -> str:
-        """Label and a digest of the settings."""
-        settings = [self.learner, self.fixed, list(self.grid), self.wide, self.shares_of_epochs, self.holds_out]
-        return f"{self.label} {zlib.crc32(json.dumps(settings, sort_keys=True).encode()):08x}"
-
 
 _SQUARED = {"omniglot": "every drawing would pass through the networks of all 20 alphabets"}
 _ALONE = dict.fromkeys(("omniglot", "school"), "it relates tasks by rows that they have in common; here they have none")
@@ -110,16 +51,16 @@ METHODS = (
     Method(SINGLE, "single-task-network"),
     Method(HARD, "hard-sharing"),
     Method(WIDE, "hard-sharing", wide=True),
-    Method("soft sharing, L2", "soft-sharing", grid=_grid("strength", 1e-3, 1e-2, 1e-1)),
-    Method(TRACE, "trace-norm-sharing", grid=_grid("strength", 1e-4, 1e-3, 1e-2)),
+    Method("soft sharing, L2", "soft-sharing", grid=grid("strength", 1e-3, 1e-2, 1e-1)),
+    Method(TRACE, "trace-norm-sharing", grid=grid("strength", 1e-4, 1e-3, 1e-2)),
     Method(CROSS_STITCH, "cross-stitch", left_out=_SQUARED),
     Method("sluice", "sluice", left_out=_SQUARED),
-    Method("relationship network", "relationship-network", grid=_grid("strength", 0.1, 1.0, 10.0)),
+    Method("relationship network", "relationship-network", grid=grid("strength", 0.1, 1.0, 10.0)),
     *(
-        Method(label, "tensor-factorisation", {"form": form}, _grid("tolerance", 0.1, 0.3, 0.5))
+        Method(label, "tensor-factorisation", {"form": form}, grid("tolerance", 0.1, 0.3, 0.5))
         for label, form in zip(FACTORISED, ("laf", "tucker", "tt"), strict=True)
     ),
-    Method(ADAPTIVE, "adaptive-sharing", grid=_grid("alpha", 2.0, 8.0, 32.0), left_out=_ALONE, holds_out=True),
+    Method(ADAPTIVE, "adaptive-sharing", grid=grid("alpha", 2.0, 8.0, 32.0), left_out=_ALONE, holds_out=True),
     Method("low supervision", "low-supervision"),
     Method("joint many-task", "joint-many-task", left_out=_UNORDERED),
     Method("learned branching", "learned-branching", shares_of_epochs={"anneal_epochs": 2 / 3}),
@@ -163,111 +104,14 @@ def known_methods() -> tuple[Method, ...]:
     return tuple(method for method in METHODS if method.learner in names)
 
 
-# -- one cell ---------------------------------------------------------------------------------
-
-
-def fitted(protocol: dp.Protocol, method: Method, setting: dict[str, Any], case: Case, seed: int) -> NetworkModel:
-    """Train for the whole budget; what is held out, where something is, chooses the epoch."""
-    fields = {**protocol.network, **(protocol.wide if method.wide else {}), **method.fixed, **setting}
-    fields |= {name: max(1, round(share * fields["max_epochs"])) for name, share in method.shares_of_epochs.items()}
-    learner = registry.learner_class(method.learner)(
-        **fields,
-        patience=fields["max_epochs"],
-        schedule="cosine",
-        own_rows=case.train.one_task_per_row,
-        device="cpu",
-    )
-    nothing = None if method.holds_out else case.train.rows(np.arange(1)).without_labels()
-    model = learner.fit(case.train, valid=nothing, seed=seed)
-    assert isinstance(model, NetworkModel)
-    return model
-
-
-@torch.no_grad()
-def scores_of(model: NetworkModel, test: TaskData) -> dp.Scores:
-    """Return the scores of the labelled rows of every task; tasks with rows of their own read these only."""
-    if not test.one_task_per_row:
-        found = model.predict(test)
-        return {name: found[name][test.labels[name].rows] for name in test.names}
-    batches = Placed(test, model.scaler, torch.device("cpu")).everything(own_rows=True)
-    parts = [(model.network.all_scores(batch.inputs, own_rows=True), batch.present) for batch in batches]
-    scores = torch.cat([part for part, _ in parts], dim=1).double().numpy()
-    present = torch.cat([part for _, part in parts], dim=1).numpy()
-    return {
-        task.name: model.scaler.undo(number, scores[number][present[number]][:, : task.n_outputs])
-        for number, task in enumerate(test.tasks)
-    }
-
-
-def n_parameters(model: NetworkModel) -> int:
-    """Return how many numbers training may change."""
-    return sum(value.numel() for value in model.network.parameters())
-
-
-def choose(protocol: dp.Protocol, method: Method) -> dict[str, Any]:
-    """Return the facts of the choice among a method's settings."""
-    case = protocol.tuning_case()
-    found, failed = [], []
-    for setting in method.grid:
-        try:
-            model = fitted(protocol, method, setting, case, seed=0)
-            found.append((protocol.score(case, scores_of(model, case.test))[0][0], setting))
-        except (*NUMERICAL, PolytaskError) as error:
-            failed.append(str(error))
-    if not found:
-        return {"refused": failed[0]}
-    better = max if protocol.higher_is_better else min
-    value, setting = better(found, key=lambda item: item[0])
-    return {"scores": {protocol.metric: value}, "chosen": setting, "tried": found, "failed": failed}
-
-
 def run_key(folder: Path, key: Key) -> tuple[Key, dict[str, Any], bytes]:
     """Run one cell (in a worker)."""
-    torch.set_num_threads(1)
-    protocol = next(protocol for protocol in dp.PROTOCOLS if protocol.key == key[0])
-    method = next(method for method in METHODS if method.key == key[1])
-    started = time.process_time()
-    if key[2] == TUNING:
-        facts = choose(protocol, method)
-        return key, {**facts, "seconds": time.process_time() - started}, b""
-    chosen, _ = Store(folder, BUDGET).read(protocol.key)[method.key, TUNING]
-    if "refused" in chosen:
-        return key, {"refused": chosen["refused"], "seconds": 0.0}, b""
-    case = protocol.case(key[2])
-    model = fitted(protocol, method, chosen["chosen"], case, seed=key[2])
-    trained = time.process_time() - started
-    (value, influences), tasks = protocol.score(case, scores_of(model, case.test))
-    facts = {
-        "scores": {protocol.metric: value},
-        "tasks": dict(zip(case.test.names, tasks.tolist(), strict=False)),
-        "parameters": n_parameters(model),
-        "train": sum(map(len, case.train.labels.values())),
-        "test": sum(map(len, case.test.labels.values())),
-        "trained": trained,
-        "seconds": time.process_time() - started,
-    }
-    return key, facts, influences.tobytes()
+    return run_cell(folder, key, METHODS, BUDGET)
 
 
 def planned(only: Sequence[str], chosen: Sequence[str]) -> list[Key]:
-    """Return the cells to run, the choices of settings first; say which data are missing."""
-    choices: list[Key] = []
-    cells: list[Key] = []
-    for protocol in dp.PROTOCOLS:
-        if only and not any(protocol.name.startswith(prefix) for prefix in only):
-            continue
-        reason = protocol.missing()
-        if reason is not None:
-            print(f"{protocol.name}: left out, {reason}")
-            continue
-        for method in known_methods():
-            if protocol.name in method.left_out or (
-                chosen and method.label not in chosen and method.learner not in chosen
-            ):
-                continue
-            choices.append((protocol.key, method.key, TUNING))
-            cells += [(protocol.key, method.key, split) for split in range(dp.N_SPLITS)]
-    return choices + cells
+    """Return the cells to run."""
+    return plan(dp.PROTOCOLS, known_methods(), only, chosen)
 
 
 # -- tables -----------------------------------------------------------------------------------
@@ -298,20 +142,16 @@ class Measured:
 
 def measured(protocol: dp.Protocol, store: Store) -> dict[str, Measured]:
     """Return label → what was measured, of the methods that have all splits."""
-    cells = store.read(protocol.key)
     found = {}
-    for method in METHODS:
-        splits = [cells.get((method.key, split)) for split in range(dp.N_SPLITS)]
-        whole = [cell for cell in splits if cell is not None and "refused" not in cell[0]]
-        if len(whole) == dp.N_SPLITS:
-            facts = [fact for fact, _ in whole]
-            found[method.label] = Measured(
-                [(fact["scores"][protocol.metric], numbers) for fact, numbers in whole],
-                float(np.mean([fact["parameters"] for fact in facts])),
-                float(np.mean([fact["trained"] for fact in facts])),
-                cells[method.key, TUNING][0]["chosen"],
-                np.mean([list(fact["tasks"].values()) for fact in facts], axis=0),
-            )
+    for label, (setting, whole) in complete(protocol, store, METHODS).items():
+        facts = [fact for fact, _ in whole]
+        found[label] = Measured(
+            [(fact["scores"][protocol.metric], numbers) for fact, numbers in whole],
+            float(np.mean([fact["parameters"] for fact in facts])),
+            float(np.mean([fact["trained"] for fact in facts])),
+            setting,
+            np.mean([list(fact["tasks"].values()) for fact in facts], axis=0),
+        )
     return found
 
 
@@ -327,13 +167,10 @@ def protocol_lines(protocol: dp.Protocol, store: Store) -> list[str]:
     found = measured(protocol, store)
     if SINGLE not in found:
         return [*lines, protocol.missing() or "Not run yet.", ""]
-    case = protocol.case(0)
-    counts = [len(labels) for labels in case.train.labels.values()]
     lines += [
-        f"{len(case.test.tasks)} tasks; {sum(counts):,} training labels ({min(counts):,} to {max(counts):,} per task), "
-        f"{sum(map(len, case.test.labels.values())):,} test labels. Network: {_sizes(protocol.network)}, "
+        f"{task_counts(protocol.case(0))} Network: {sizes(protocol.network)}, "
         f"{protocol.network['max_epochs']} epochs, batches of at most {protocol.network['batch_size']}, learning rate "
-        f"{protocol.network['learning_rate']:g}; wide: {_sizes(protocol.wide)} ({protocol.wide_note}).",
+        f"{protocol.network['learning_rate']:g}; wide: {sizes(protocol.wide)} ({protocol.wide_note}).",
         "",
         *head(
             [
@@ -353,28 +190,20 @@ def protocol_lines(protocol: dp.Protocol, store: Store) -> list[str]:
             for base in (SINGLE, HARD)
         ]
         row = Row(np.array([value for value, _ in one.scored]), gaps[0], protocol.higher_is_better, one.tasks)
-        setting = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in one.setting.items())
         texts = ["" if gap is None else gap_text(gap) for gap in gaps]
-        lines.append(line([label, row.mark(row.text), *texts, f"{one.parameters:,.0f}", setting, f"{one.seconds:.0f}"]))
-    return [*lines, "", *_absent(protocol, store, found), *published_lines(protocol.published), ""]
-
-
-def _sizes(network: dict[str, Any]) -> str:
-    parts = [f"channels {network['channels']}"] if "channels" in network else []
-    return ", ".join([*parts, f"hidden layers {network['widths']}"])
-
-
-def _absent(protocol: dp.Protocol, store: Store, found: dict[str, Measured]) -> list[str]:
-    """Say which methods are not in the table, and why."""
-    cells = store.read(protocol.key)
-    lines = []
-    for method in known_methods():
-        if method.label in found:
-            continue
-        refused = cells.get((method.key, TUNING), ({}, None))[0].get("refused")
-        reason = method.left_out.get(protocol.name) or refused or "not run yet"
-        lines.append(f"Left out: {method.label} ({reason.splitlines()[0]}).")
-    return lines
+        lines.append(
+            line(
+                [
+                    label,
+                    row.mark(row.text),
+                    *texts,
+                    f"{one.parameters:,.0f}",
+                    setting_text(one.setting),
+                    f"{one.seconds:.0f}",
+                ]
+            )
+        )
+    return [*lines, "", *absent(protocol, store, known_methods(), found), *published_lines(protocol.published), ""]
 
 
 def claim_lines(store: Store) -> list[str]:
@@ -449,24 +278,15 @@ def report(store: Store) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run cells and write tables."""
-    parser = argparse.ArgumentParser(description="Deep sharing architectures on the same data, network and budget.")
-    parser.add_argument("--folder", type=Path, default=Path("runs/reproduce-deep"), help="where cells are stored")
-    parser.add_argument("--only", nargs="*", default=[], help="protocols whose names begin so")
-    parser.add_argument("--methods", nargs="*", default=[], help="methods to run (all)")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument(
-        "--report", type=Path, help="write the tables into this file, between its markers; runs nothing"
+    command(
+        "Deep sharing architectures on the same data, network and budget.",
+        "runs/reproduce-deep",
+        BUDGET,
+        planned=planned,
+        run=run_key,
+        report=report,
+        arguments=arguments,
     )
-    options = parser.parse_args(arguments)
-    store = Store(options.folder, BUDGET)
-    if options.report is not None:
-        write_between(options.report, report(store))
-        return
-    keys = planned(options.only, options.methods)
-    run = partial(run_key, options.folder)
-    run_all([key for key in keys if key[2] == TUNING], store, options.jobs, run)
-    run_all([key for key in keys if key[2] != TUNING], store, options.jobs, run)
-    print(report(store))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from polytask.core.data import Labels
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import deep_cells
 import deep_protocols as dp
 import linear_protocols as lp
 import reproduce_deep as rd
@@ -52,10 +53,12 @@ class Small(dp.Protocol):
 
 
 METHODS = (
-    rd.Method(rd.SINGLE, "single-task-network"),
-    rd.Method(rd.HARD, "hard-sharing"),
-    rd.Method(rd.WIDE, "hard-sharing", wide=True),
-    rd.Method(rd.CROSS_STITCH, "soft-sharing", grid=rd._grid("strength", 0.1, 1.0), left_out={"other": "too large"}),
+    deep_cells.Method(rd.SINGLE, "single-task-network"),
+    deep_cells.Method(rd.HARD, "hard-sharing"),
+    deep_cells.Method(rd.WIDE, "hard-sharing", wide=True),
+    deep_cells.Method(
+        rd.CROSS_STITCH, "soft-sharing", grid=deep_cells.grid("strength", 0.1, 1.0), left_out={"other": "too large"}
+    ),
 )
 
 
@@ -116,7 +119,7 @@ def test_other_settings_are_other_cells():
         network = {**Small.network, "max_epochs": 4}  # noqa: RUF012
 
     assert Small().key != Longer().key
-    assert rd.Method("a", "mmoe").key != rd.Method("a", "mmoe", {"n_experts": 2}).key
+    assert deep_cells.Method("a", "mmoe").key != deep_cells.Method("a", "mmoe", {"n_experts": 2}).key
 
 
 # -- scores ------------------------------------------------------------------------------------
@@ -144,8 +147,8 @@ def test_a_score_is_the_mean_over_tasks_and_influences_are_its_derivatives():
 def test_scores_of_own_rows_are_those_of_the_model(own):
     protocol = Small(own)
     case = protocol.case(0)
-    model = rd.fitted(protocol, METHODS[0], {"weight_decay": 1e-2}, case, seed=0)
-    every, some = model.predict(case.test), rd.scores_of(model, case.test)
+    model = deep_cells.fitted(protocol, METHODS[0], {"weight_decay": 1e-2}, case, seed=0)
+    every, some = model.predict(case.test), deep_cells.scores_of(model, case.test)
     for name in case.test.names:
         np.testing.assert_allclose(some[name], every[name][case.test.labels[name].rows], atol=1e-6)
 
@@ -155,21 +158,21 @@ def test_regression_protocols_undo_the_scale_of_targets():
         [Regression("a"), Regression("b")], {"numeric": np.eye(40)}, np.arange(40) % 2, np.arange(40.0) + 1000
     )
     case = lp.Case(data, data, np.arange(40), ())
-    model = rd.fitted(Small(True), METHODS[0], {}, case, seed=0)
-    scores = rd.scores_of(model, data)
+    model = deep_cells.fitted(Small(True), METHODS[0], {}, case, seed=0)
+    scores = deep_cells.scores_of(model, data)
     assert all(abs(values.mean() - 1020) < 50 for values in scores.values())
 
 
 def test_every_method_trains_all_its_epochs_and_never_reads_test_labels():
     protocol = Small()
     case = protocol.case(0)
-    model = rd.fitted(protocol, METHODS[1], {}, case, seed=0)
+    model = deep_cells.fitted(protocol, METHODS[1], {}, case, seed=0)
     assert len(model.history()["epoch"]) == Small.network["max_epochs"]
     labels = {name: Labels(part.rows, 1 - part.values) for name, part in case.test.labels.items()}
     other = TaskData(case.test.tasks, case.test.inputs, labels)
-    again = rd.fitted(protocol, METHODS[1], {}, lp.Case(case.train, other, case.test_rows, ()), seed=0)
-    for name, values in rd.scores_of(model, case.test).items():
-        np.testing.assert_array_equal(values, rd.scores_of(again, case.test)[name])
+    again = deep_cells.fitted(protocol, METHODS[1], {}, lp.Case(case.train, other, case.test_rows, ()), seed=0)
+    for name, values in deep_cells.scores_of(model, case.test).items():
+        np.testing.assert_array_equal(values, deep_cells.scores_of(again, case.test)[name])
 
 
 # -- store and report --------------------------------------------------------------------------
@@ -179,7 +182,7 @@ def test_cells_are_chosen_run_stored_and_reported(small, tmp_path, capsys):
     store = reproduction.Store(tmp_path, rd.BUDGET)
     keys = rd.planned([], [])
     assert len(keys) == len(METHODS) * (1 + dp.N_SPLITS)
-    assert [key[2] for key in keys[: len(METHODS)]] == [rd.TUNING] * len(METHODS)
+    assert [key[2] for key in keys[: len(METHODS)]] == [deep_cells.TUNING] * len(METHODS)
     assert rd.planned(["other"], []) == []
     assert {key[1] for key in rd.planned([], ["hard-sharing"])} == {METHODS[1].key, METHODS[2].key}
     for key in keys:
@@ -201,7 +204,7 @@ def test_cells_are_chosen_run_stored_and_reported(small, tmp_path, capsys):
 
 
 def test_a_method_that_fails_with_every_setting_is_left_out_with_its_reason(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(rd, "METHODS", (*METHODS[:2], rd.Method("odd", "hard-sharing", {"channels": "none"})))
+    monkeypatch.setattr(rd, "METHODS", (*METHODS[:2], deep_cells.Method("odd", "hard-sharing", {"channels": "none"})))
     store = reproduction.Store(tmp_path, rd.BUDGET)
     for key in rd.planned([], []):
         store.put(*rd.run_key(tmp_path, key))
