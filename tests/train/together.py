@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ BALANCERS = {
     "cagrad": lambda data: CAGrad(4),
     "nash-mtl": lambda data: NashMTL(4),
 }
-CASES = (*BALANCERS, "growing")
+CASES = (*BALANCERS, "growing", "own rows")
 
 
 def sparse(seed=0, n=300):
@@ -43,8 +44,9 @@ def case(name, processes=None):
     else:
         data, valid = sparse(), sparse(seed=1)
         network = HardSharing(data.tasks, mlp(5, (8, 6), seed=0))
-    balancer = BALANCERS["pcgrad" if name == "growing" else name](data)
-    return fit(network.double(), balancer.double(), data, valid, settings=SETTINGS, seed=2, processes=processes)
+    balancer = BALANCERS.get(name, BALANCERS["pcgrad"])(data)
+    settings = replace(SETTINGS, sampling="round", batch_size=8) if name == "own rows" else SETTINGS
+    return fit(network.double(), balancer.double(), data, valid, settings=settings, seed=2, processes=processes)
 
 
 def plain(fitted):
@@ -72,7 +74,7 @@ def noisy(folder, processes, blow=None, seed=0):
     if blow is not None:
         Struck.blow = staticmethod(blow)
     Struck.__name__ = "PCGrad"
-    settings = TrainSettings(**{**SETTINGS.__dict__, "checkpoint_seconds": 0.0})
+    settings = replace(SETTINGS, checkpoint_seconds=0.0)
     return fit(network, Struck(4), data, valid, settings=settings, seed=2, processes=processes, checkpoint=folder)
 
 
