@@ -10,7 +10,7 @@ JOBS ?= 2
 export POLYTASK_DATA ?= $(wildcard $(abspath ../shared/data))
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: demo test check format bench bench-linear bench-deep bench-balance bench-verdict reproduce-linear reproduce-deep clean
+.PHONY: demo test check format bench bench-linear bench-deep bench-balance bench-verdict reproduce-linear reproduce-deep reproduce-balance clean
 
 .venv/.python:
 	@echo "Setting up .venv (once; a few minutes and 1.4 GB)"
@@ -77,6 +77,11 @@ reproduce-linear: .venv/.dev
 reproduce-deep: .venv/.dev
 	$(ONE_THREAD) $(BIN)/python benchmarks/reproduce_deep.py --jobs $(JOBS)
 	$(ONE_THREAD) $(BIN)/python benchmarks/reproduce_deep.py --report docs/deep.md
+
+# all balancers on three data sets, about an hour and a quarter on two cores; goes on where it was stopped
+reproduce-balance: .venv/.dev
+	$(ONE_THREAD) $(BIN)/python benchmarks/reproduce_balance.py --jobs $(JOBS)
+	$(ONE_THREAD) $(BIN)/python benchmarks/reproduce_balance.py --report docs/balance.md
 
 clean:
 	rm -rf .venv build dist runs .mypy_cache .ruff_cache .pytest_cache
