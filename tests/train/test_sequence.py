@@ -142,3 +142,15 @@ def test_every_task_is_learned_and_judged_when_they_are_trained_in_turn():
     fitted = fit(cascade(data), Equal(4), data, valid, settings=TrainSettings(max_epochs=15, device="cpu"))
     assert np.isfinite(fitted.train_curve).all()
     assert (fitted.train_curve[-1] < fitted.train_curve[0]).all()
+
+
+def test_asking_for_own_rows_changes_nothing_where_tasks_take_turns():
+    """A turn holds the rows with labels of its tasks and no others, in training and in judging."""
+    data, valid = schools(), schools(seed=1)
+    levels = {name: 1 + number % 2 for number, name in enumerate(data.names)}
+    curves = []
+    for own_rows in (True, None):
+        network = JointManyTask(data.tasks, mlp(data.inputs["numeric"].shape[1], (8, 6)), levels=levels)
+        settings = TrainSettings(max_epochs=2, device="cpu", own_rows=own_rows)
+        curves.append(fit(network, Equal(len(data.tasks)), data, valid, settings=settings).valid_curve)
+    np.testing.assert_array_equal(*curves)
