@@ -21,6 +21,8 @@ from polytask.train.batches import Placed, Sampler, Share
 from polytask.train.checkpoint import read
 from polytask.train.parallel import Processes
 
+pytestmark = pytest.mark.xdist_group("processes")  # the fixture's runs are started once
+
 ROOT = str(Path(__file__).parents[2])
 
 
