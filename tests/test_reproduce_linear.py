@@ -279,7 +279,6 @@ def test_supports_overlap_as_told(overlap, union):
 
 
 def test_every_penalty_has_the_same_number_of_settings():
-    pytest.importorskip("polytask.linear.dirty_model")
     assert {len(rl._support_models(method)) for method in rl.SUPPORT_METHODS} == {12}
 
 
