@@ -257,6 +257,7 @@ class Protocol(ABC):
     n_splits: int = 10
     overlapping: bool = True  # training rows of different splits are partly the same
     published: tuple[Published, ...] = ()
+    not_searched: tuple[str, ...] = ()  # fields of learners that keep their defaults
 
     def missing(self) -> str | None:
         """Return why the data cannot be read, or None."""
@@ -424,11 +425,13 @@ class Synthetic(Protocol):
 
     ``kind``: ``"clusters"``: w_t = c_g(t) + 0.3 v_t with three centres; ``"unrelated"``: w_t = v_t;
     ``"overlapping"``: each task mixes two of four latent tasks. c, v, latent tasks and mixtures are
-    standard normal.
+    standard normal. Every method estimates an intercept for each task: all true ones are 0, so tasks that
+    are unrelated otherwise would gain from sharing theirs.
     """
 
     metrics = ("MSE",)
     overlapping = False
+    not_searched = ("intercepts", "task_intercepts")
     n_tasks, n_features, n_train, n_test = 30, 20, 12, 200
 
     def __init__(self, kind: str, published: tuple[Published, ...]) -> None:
