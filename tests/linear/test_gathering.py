@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import polars as pl
 import pytest
@@ -164,7 +162,6 @@ def test_arrow_streams_of_polars_and_pyarrow_give_the_moments_of_their_rows(tabl
         assert_same(gather_table(source, "score", "school", features=NAMES), wanted)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("duckdb") is None, reason="needs duckdb")
 def test_a_duckdb_relation_gives_the_moments_of_its_rows(table, tmp_path):
     import duckdb
 
@@ -237,7 +234,6 @@ def test_a_library_that_is_not_installed_is_named_with_the_command(monkeypatch):
 
 
 def test_dask_arrays_give_the_moments_of_their_rows():
-    pytest.importorskip("dask")
     import dask.array as da
 
     X, y, task = rows(10)
@@ -251,7 +247,6 @@ def test_dask_arrays_give_the_moments_of_their_rows():
 @pytest.mark.filterwarnings("ignore")  # of the cluster's own shutdown
 @pytest.mark.timeout(120)
 def test_a_dask_cluster_gives_the_moments_of_a_single_process(table):
-    pytest.importorskip("distributed")
     import dask.dataframe as dd
     from dask.distributed import Client, LocalCluster
 
