@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polytask.core.data import Array, TaskData
+from polytask.core.data import Array, Ints, TaskData
 from polytask.core.errors import InputError
 from polytask.core.scaling import TargetScaler
 from polytask.core.task import Floats
@@ -299,6 +299,11 @@ class Sampler:
     def fewest(self) -> int:
         """Rows of the smallest batch (per task with own rows)."""
         return self.batch_size if self.own_rows else len(self.data.labelled_rows) // max(1, self.steps)
+
+    @property
+    def labels(self) -> Ints:
+        """Labels of each task that an epoch sees, ``(T,)``."""
+        return (self.data.sizes > 0) * self.steps * self.batch_size if self.own_rows else self.data.sizes
 
     def batch(self, step: int, share: Share = ALL) -> Batch:
         """Return (a part of) the batch of one step of the epoch that :meth:`start` drew."""

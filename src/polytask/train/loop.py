@@ -50,11 +50,13 @@ from polytask.deep.heads import MultiTaskLoss
 from polytask.deep.single import SingleTask
 from polytask.train import checkpoint as disk
 from polytask.train.average import AveragedWeights
-from polytask.train.batches import Batch, Placed, Sampler, Share
+from polytask.train.batches import Batch, Placed, Share
+from polytask.train.groups import groups_of
 from polytask.train.parallel import Processes
 from polytask.train.precision import Precision
 from polytask.train.record import Recorder, Several
 from polytask.train.sampling import DrawnTasks, make_sampler
+from polytask.train.sequence import TaskSampler
 from polytask.train.settings import TrainSettings as TrainSettings
 
 _SEEDS = 0x9E3779B97F4A7C15
@@ -177,7 +179,7 @@ def fit(
         raise InputError(f"train has the tasks {list(train.names)}, valid {list(valid.names)}; they must be the same")
     ours = processes.size > 1 and settings.device == "auto"
     device = processes.device if ours else pick_device(settings.device)
-    whole_rows = settings.sampling in (None, "rows") and not settings.own_rows
+    whole_rows = settings.sampling in (None, "rows", "balanced") and not settings.own_rows
     one_trunk = type(network).scores_and_features is not SharingNetwork.scores_and_features and whole_rows
     balancer.check(network.shared_parameters(), features=one_trunk, network=type(network).__name__)
     own_seed = (seed + processes.rank * _SEEDS) % 2**63
@@ -249,7 +251,8 @@ class _Loop:
         # tasks in an order of their own see the rows with their labels only
         self.own_rows = bool(own_rows) and order is None
         self.looks_at_features = isinstance(balancer, GradientBalancer) and not self.own_rows
-        self.sampler = make_sampler(self.train, settings, order, own_rows=self.own_rows, seed=seed)
+        alike = None if settings.groups is None else groups_of(train, settings.groups)
+        self.sampler = make_sampler(self.train, settings, order, own_rows=self.own_rows, seed=seed, groups=alike)
         number, size = self.processes.rank, self.processes.size
         cuts = settings.accumulate * size
         self.shares = [Share(part * size + number, cuts) for part in range(settings.accumulate)]
@@ -260,7 +263,7 @@ class _Loop:
                 f"{settings.accumulate}; use fewer, a larger batch_size or a smaller least_steps (now "
                 f"{settings.least_steps})"
             )
-        usual = torch.from_numpy(self.train.sizes / max(1, self.sampler.steps)).to(device, dtype)
+        usual = torch.from_numpy(self.sampler.labels / max(1, self.sampler.steps)).to(device, dtype)
         self.usual = usual.clamp(min=1e-9) if settings.missing == "unbiased" else None
         self.constant_loss = _constant_losses(train, valid, self.scaler)
         n_tasks, groups = len(train.tasks), len(train.tasks) if self.each_stops else 1
@@ -296,6 +299,7 @@ class _Loop:
             first = {**network.state_dict(), **disk.flatten("balancer", balancer.state_dict())}
             arrays = [{name: value.detach().cpu().numpy() for name, value in first.items()}]
             arrays += [dict(part.describe()) for part in (self.train, self.valid) if part is not None]
+            arrays += [] if alike is None else [{"groups": alike.of_row}]
             told = disk.fingerprint(facts, arrays)
             self.path = None if checkpoint is None else checkpoint / f"fit-{told}.safetensors"
             given = {"data, settings or seed": torch.tensor(list(told.encode())), **first}
@@ -352,7 +356,7 @@ class _Loop:
 
     def update(self) -> None:
         settings = self.settings
-        if not isinstance(self.sampler, Sampler):
+        if isinstance(self.sampler, TaskSampler | DrawnTasks):
             tasks, first = self.sampler.tasks(self.step)
             self.run_only(tasks)
             if first:

@@ -11,8 +11,8 @@ large ones where they are drawn more often than their share. An epoch is ``ceil(
 all: as many rows as there are labels. The expected gradient of a step is ``sum_t p_t g_t``.
 
 The other ways: row batches ("rows") and one batch per task in each step ("round") are in
-:mod:`polytask.train.batches`; every row of one task or level after the other ("sequential") is in
-:mod:`polytask.train.sequence`.
+:mod:`polytask.train.batches`; row batches with equal shares of groups ("balanced") are in :mod:`polytask.train.groups`;
+every row of one task or level after the other ("sequential") is in :mod:`polytask.train.sequence`.
 
 Annealed: Stickland and Murray, BERT and PALs, ICML 2019.
 """
@@ -30,6 +30,7 @@ from polytask.core.data import Ints
 from polytask.core.errors import InputError
 from polytask.core.task import Floats
 from polytask.train.batches import ALL, Batch, Placed, Sampler, Share
+from polytask.train.groups import Groups, GroupSampler
 from polytask.train.sequence import TaskSampler
 from polytask.train.settings import TrainSettings
 
@@ -93,6 +94,11 @@ class DrawnTasks:
         sizes = self.data.sizes[self.data.sizes > 0]
         return min(self.batch_size, int(sizes.min(initial=self.batch_size)))
 
+    @property
+    def labels(self) -> Ints:
+        """Labels of each task that stand for an epoch, ``(T,)``: all it has, however often it is drawn."""
+        return self.data.sizes
+
     def start(self, epoch: int) -> None:
         """Draw the tasks of the steps of one epoch, and the rows of each."""
         self.epoch = epoch
@@ -121,8 +127,14 @@ class DrawnTasks:
 
 
 def make_sampler(
-    data: Placed, settings: TrainSettings, order: Sequence[Sequence[int]] | None, *, own_rows: bool, seed: int
-) -> Sampler | TaskSampler | DrawnTasks:
+    data: Placed,
+    settings: TrainSettings,
+    order: Sequence[Sequence[int]] | None,
+    *,
+    own_rows: bool,
+    seed: int,
+    groups: Groups | None = None,
+) -> Sampler | GroupSampler | TaskSampler | DrawnTasks:
     """Return the sampler of a fit.
 
     Parameters
@@ -137,11 +149,13 @@ def make_sampler(
         Whether each task draws its own batches, where the sampling is not given.
     seed
         Same seed, same batches.
+    groups
+        The group of every row, where groups have equal shares.
 
     Raises
     ------
     InputError
-        A sampling that the network's order of tasks leaves no room for.
+        A sampling that the network's order of tasks leaves no room for; more groups than rows in a batch.
     """
     drawing = {"batch_size": settings.batch_size, "seed": seed, "least_steps": settings.least_steps}
     if order is not None and settings.sampling not in (None, "sequential"):
@@ -155,4 +169,6 @@ def make_sampler(
         return DrawnTasks(
             data, settings.sampling, **drawing, temperature=settings.temperature, epochs=settings.max_epochs
         )
+    if groups is not None:
+        return GroupSampler(data, groups, **drawing)
     return Sampler(data, own_rows=own_rows, **drawing)

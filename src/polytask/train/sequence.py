@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polytask.core.data import Ints
 from polytask.train.batches import ALL, Batch, Placed, Share
 
 
@@ -73,6 +74,11 @@ class TaskSampler:
         """Rows of the smallest batch."""
         steps = np.diff(self.starts)
         return int(min((len(rows) // step for rows, step in zip(self.labelled, steps, strict=True)), default=0))
+
+    @property
+    def labels(self) -> Ints:
+        """Labels of each task that an epoch sees, ``(T,)``."""
+        return self.data.sizes
 
     def batch(self, step: int, share: Share = ALL) -> Batch:
         """Return (a part of) the batch of one step: rows of one group, with the labels they carry of any task."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from polytask.core.errors import InputError, unknown
 
 SCHEDULES = ("constant", "cosine", "one-cycle")
 PRECISIONS = ("float32", "bfloat16", "float16")
 MISSING = ("mean", "unbiased")
-SAMPLINGS = ("rows", "round", "proportional", "temperature", "annealed", "uniform", "sequential")
+SAMPLINGS = ("rows", "balanced", "round", "proportional", "temperature", "annealed", "uniform", "sequential")
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,12 @@ class TrainSettings:
     checkpoint_seconds
         Time between two checkpoints, in seconds; does not influence the result.
     sampling
-        Which tasks a step trains, and on which rows (:mod:`polytask.train.sampling`): ``"rows"``, ``"round"``,
-        ``"proportional"``, ``"temperature"``, ``"annealed"``, ``"uniform"`` or ``"sequential"``. None: as ``own_rows``
-        says, which is ``"round"`` where it is true and ``"rows"`` elsewhere.
+        Which tasks a step trains, and on which rows (:mod:`polytask.train.sampling`): ``"rows"``, ``"balanced"``,
+        ``"round"``, ``"proportional"``, ``"temperature"``, ``"annealed"``, ``"uniform"`` or ``"sequential"``. None: as
+        ``own_rows`` says, which is ``"round"`` where it is true and ``"rows"`` elsewhere.
+    groups
+        What ``sampling="balanced"`` gives equal shares of each batch (:mod:`polytask.train.groups`): the values of a
+        column of ``data.keys``, or the classes of a task, by name.
     temperature
         τ of ``sampling="temperature"``, > 0.
     missing
@@ -82,6 +86,7 @@ class TrainSettings:
     device: str = "auto"
     checkpoint_seconds: float = 30.0
     sampling: str | None = None
+    groups: str | None = None
     temperature: float = 2.0
     missing: str = "mean"
     accumulate: int = 1
@@ -90,31 +95,37 @@ class TrainSettings:
     average: float | None = None
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise InputError(unknown("schedule", self.schedule, SCHEDULES))
-        if self.precision not in PRECISIONS:
-            raise InputError(unknown("precision", self.precision, PRECISIONS))
-        if self.missing not in MISSING:
-            raise InputError(unknown("treatment of missing labels", self.missing, MISSING))
-        if self.sampling is not None and self.sampling not in SAMPLINGS:
-            raise InputError(unknown("sampling", self.sampling, SAMPLINGS))
+        for what, value, options in (
+            ("schedule", self.schedule, SCHEDULES),
+            ("precision", self.precision, PRECISIONS),
+            ("treatment of missing labels", self.missing, MISSING),
+            ("sampling", "rows" if self.sampling is None else self.sampling, SAMPLINGS),
+        ):
+            if value not in options:
+                raise InputError(unknown(what, str(value), options))
+        if self.own_rows not in (None, True, False):
+            raise InputError(f"own_rows must be True, False or None, got {self.own_rows!r}")
         if self.own_rows is not None and self.sampling not in (None, "round" if self.own_rows else "rows"):
             raise InputError(f'own_rows is {self.own_rows} and sampling "{self.sampling}"; give one of the two')
+        if (self.sampling == "balanced") != (self.groups is not None):
+            raise InputError(
+                f'sampling is "{self.sampling}" and groups "{self.groups}"; sampling="balanced" needs groups, the name '
+                "of a column of data.keys or of a task with classes, and nothing else does"
+            )
         for name in ("batch_size", "max_epochs", "patience", "least_steps", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"learning_rate must be a positive number, got {self.learning_rate}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"weight_decay must be 0 or more, got {self.weight_decay}")
-        if self.clip is not None and not self.clip > 0:
-            raise InputError(f"clip must be positive or None, got {self.clip}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise InputError(f"temperature must be a positive number, got {self.temperature}")
-        if self.average is not None and not 0 < self.average < 1:
-            raise InputError(f"average must lie between 0 and 1 or be None, got {self.average}")
-        if not 0 <= self.warm_up < self.max_epochs:
-            raise InputError(f"warm_up must be 0 or more epochs, fewer than max_epochs, got {self.warm_up}")
+            if not _whole(getattr(self, name), least=1):
+                raise InputError(f"{name} must be at least 1 and whole, got {getattr(self, name)!r}")
+        for name in ("learning_rate", "temperature"):
+            if not _finite(getattr(self, name), above=0):
+                raise InputError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+        if not (_finite(self.weight_decay, above=0) or self.weight_decay == 0):
+            raise InputError(f"weight_decay must be 0 or more, got {self.weight_decay!r}")
+        if self.clip is not None and not (isinstance(self.clip, Real) and self.clip > 0):
+            raise InputError(f"clip must be positive or None, got {self.clip!r}")
+        if self.average is not None and not (_finite(self.average, above=0) and self.average < 1):
+            raise InputError(f"average must lie between 0 and 1 or be None, got {self.average!r}")
+        if not (_whole(self.warm_up, least=0) and self.warm_up < self.max_epochs):
+            raise InputError(f"warm_up must be 0 or more epochs, fewer than max_epochs, got {self.warm_up!r}")
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of one step of ``steps``."""
@@ -130,3 +141,11 @@ class TrainSettings:
                 return self.learning_rate * (0.04 + 0.96 * done / 0.1)
             done = (done - 0.1) / 0.9
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def _whole(value: object, *, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def _finite(value: object, *, above: float) -> bool:
+    return isinstance(value, Real) and math.isfinite(value) and value > above
