@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.killing import session_members
 
 from polytask import cli
 from polytask.core.results import Results
@@ -39,7 +40,7 @@ def write_table(folder: Path, n: int = 120) -> None:
     (folder / "houses.csv").write_text("\n".join(lines) + "\n")
 
 
-def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+def start(folder: Path, *arguments: object, modules: Path | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "polytask", *map(str, arguments)],
         cwd=folder,
@@ -47,12 +48,12 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"} | ({} if modules is None else {"PYTHONPATH": str(modules)}),
     )
 
 
-def call(folder: Path, *arguments: object) -> tuple[int, str, str]:
-    process = start(folder, *arguments)
+def call(folder: Path, *arguments: object, modules: Path | None = None) -> tuple[int, str, str]:
+    process = start(folder, *arguments, modules=modules)
     said, errors = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in errors
     return process.returncode, said, errors
@@ -199,17 +200,6 @@ def test_killed_again_and_again_it_finds_the_same_and_repeats_no_finished_run(wh
     assert not [path.name for path in (tmp_path / RUN).iterdir() if "tmp" in path.name]
 
 
-def children_of(group: int) -> list[str]:
-    """Return the processes of a process group that are still there."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            if int(fields[2]) == group and fields[0] != "Z":
-                found.append(path.parent.name)
-    return found
-
-
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to look for orphans")
 def test_ctrl_c_keeps_finished_runs_reports_them_and_says_how_to_go_on(tmp_path):
     write_table(tmp_path)
@@ -227,9 +217,9 @@ def test_ctrl_c_keeps_finished_runs_reports_them_and_says_how_to_go_on(tmp_path)
     assert len(results(tmp_path)["runs"]) >= 2
     assert (tmp_path / RUN / "report.html").exists()
     deadline = time.monotonic() + 10
-    while children_of(process.pid) and time.monotonic() < deadline:
+    while session_members(process.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert children_of(process.pid) == []
+    assert session_members(process.pid) == []
     before = stored(tmp_path)
     process = start(tmp_path, "compare", "--resume", RUN, "--jobs", "1")
     wait_for_progress(process, tmp_path, more=1)
@@ -279,6 +269,55 @@ def test_a_run_that_fails_gives_exit_1_and_the_others_are_judged(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     assert cli.run(["compare", "--resume", str(RUN), "--jobs", "0"]) == 0
     assert "3 of 6 runs were finished before; 3 new" in capsys.readouterr().out
+
+
+STRUCK = """
+# Python runs this file in every process that finds it on its path; workers are struck in two methods.
+import os, resource, signal, sys
+
+if "--process-name" in sys.orig_argv:
+    from pathlib import Path
+    import numpy
+    from polytask.linear.learners import BlockSparseLearner, MeanRegularisedLearner
+
+    def killed(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def limited(*_, **__):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**26, resource.RLIM_INFINITY))
+        numpy.ones(2**26)
+
+    BlockSparseLearner.fit, MeanRegularisedLearner.fit = killed, limited
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc to know how much memory a process has")
+def test_a_killed_worker_and_a_memory_limit_fail_their_runs_only_and_resume_repeats_only_those(tmp_path):
+    write_table(tmp_path)
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(STRUCK)
+    methods = "block-sparse,mean-regularised,ridge"
+    settings = (*TARGETS, "--methods", methods, "--splits", "2", "--trials", "1", "--jobs", "2")
+    code, said, errors = call(tmp_path, "compare", "houses.csv", *settings, modules=modules)
+    assert code == 1, errors
+    reasons = {
+        "block-sparse": "the worker process was killed by signal 9, as when memory runs out",
+        "mean-regularised": "ran out of memory",
+    }
+    report = (tmp_path / RUN / "report.md").read_text().partition("## Failed runs")[2]
+    for method, reason in reasons.items():
+        assert f"Failed  {method}, split 1: {reason}" in said
+        assert report.count(reason) == 2
+    before = stored(tmp_path)
+    assert set(before) == {("ridge", 0), ("ridge", 1)}
+    code, said, errors = call(tmp_path, "compare", "--resume", RUN)
+    assert code == 0, errors
+    assert "2 of 6 runs were finished before; 4 new" in said
+    after = stored(tmp_path)
+    assert len(after) == 6
+    assert {key: after[key] for key in before} == before
 
 
 def test_a_hundred_thousand_categories_need_less_than_two_gigabytes(tmp_path):

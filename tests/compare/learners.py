@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,6 +148,14 @@ class HeldLearner(CommonLearner):
         return _fit(train, self.alpha, common=True)
 
 
+def take_all_memory():
+    """Ask for more than a limit set just above what this process has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 2**26
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    np.ones(2**26)
+
+
 @dataclass(frozen=True)
 class BadLearner(CommonLearner):
     """Fails in ways that ``what`` names, on training sets whose first input is above ``above``."""
@@ -160,6 +169,18 @@ class BadLearner(CommonLearner):
             os.kill(os.getpid(), signal.SIGKILL)
         if mine and self.what == "raise":
             raise FloatingPointError("the loss is not finite")
+        if mine and self.what == "abort":
+            os.abort()
+        if mine and self.what == "exit":
+            os._exit(3)
         if mine and self.what == "memory":
             raise MemoryError
+        if mine and self.what == "limit":
+            take_all_memory()
+        if mine and self.what == "library":
+            raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+        if mine and self.what == "missing":
+            raise ImportError("no module named such")
+        if mine and self.what == "torch":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
         return _fit(train, self.alpha, common=True)

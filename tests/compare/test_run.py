@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.killing import session_members
 
 from polytask.compare import MethodSpec, Plan, SplitPlan, run
 from polytask.compare.store import FILE
+from polytask.compare.workers import WorkerStartError
 from polytask.core.data import Labels, TaskData
 from polytask.core.errors import InputError
 from polytask.core.results import Results
@@ -54,19 +56,6 @@ def n_stored(folder):
         return connection.execute("select count(*) from runs where status = 'done'").fetchone()[0]
     finally:
         connection.close()
-
-
-def session_members(session):
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
 
 
 # -- results ----------------------------------------------------------------------------------
@@ -183,10 +172,11 @@ def test_a_test_part_without_a_label_of_a_task_is_left_out_and_the_rest_is_judge
 
 def test_a_failed_method_is_marked_with_its_sentence_and_the_others_complete(table, tmp_path):
     bad = MethodSpec("bad", learner=BadLearner)
-    memory = MethodSpec("memory", {"what": "memory"}, "memory", BadLearner)
-    results = run(here(bad, memory, COMMON), table, folder=tmp_path)
+    short = [MethodSpec("bad", {"what": what}, what, BadLearner) for what in ("memory", "torch", "library")]
+    results = run(here(bad, *short, COMMON), table, folder=tmp_path)
     errors = {found.method: found.error for found in results.runs if found.status == "failed"}
-    assert errors == {"bad": "FloatingPointError: the loss is not finite", "memory": "ran out of memory"}
+    assert errors.pop("bad") == "FloatingPointError: the loss is not finite"
+    assert errors == dict.fromkeys(("memory", "torch", "library"), "ran out of memory")
     reasons = {item.method: item.reason for item in results.comparisons if item.task == "a"}
     assert "the loss is not finite" in reasons["bad"]
     assert reasons["common"] == ""
@@ -203,6 +193,8 @@ class MistakenLearner(CommonLearner):
 def test_a_mistake_in_a_program_is_not_hidden(table, tmp_path):
     with pytest.raises(AttributeError, match="no_such_attribute"):
         run(here(MethodSpec("mistaken", learner=MistakenLearner)), table, folder=tmp_path)
+    with pytest.raises(ImportError, match="no module named such"):
+        run(here(MethodSpec("bad", {"what": "missing"}, learner=BadLearner)), table, folder=tmp_path)
 
 
 def test_a_finished_comparison_repeats_nothing_and_a_new_method_adds_only_its_own(table, tmp_path):
@@ -274,14 +266,28 @@ def test_kill_and_resume_gives_the_same_bytes_for_any_number_of_workers_and_repe
 
 def test_a_killed_worker_fails_its_cell_only_and_resume_repeats_only_that(tmp_path):
     (tmp_path / "bad").touch()
-    done, now, *failed = finish(tmp_path, 2, "kill", "memory")
-    assert (done, now) == ("0", "8")
+    kinds = ("kill", "abort", "exit", "limit")
+    done, now, *failed = finish(tmp_path, 2, *kinds)
+    assert (done, now) == ("0", "12")
     assert failed == [
-        "kill:the worker process was killed, as when memory runs out",
-        "memory:ran out of memory",
+        "abort:the worker process was killed by signal 6, as when memory runs out",
+        "exit:the worker process ended with exit code 3",
+        "kill:the worker process was killed by signal 9, as when memory runs out",
+        "limit:ran out of memory",
     ]
     (tmp_path / "bad").unlink()
-    assert finish(tmp_path, 0, "kill", "memory") == ["4", "4"]
+    assert finish(tmp_path, 0, *kinds) == ["4", "8"]
+
+
+def test_a_worker_that_cannot_be_started_is_told_in_one_sentence(table, tmp_path, monkeypatch):
+    from joblib.externals.loky.backend.popen_loky_posix import Popen
+
+    def broken(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(Popen, "_launch", broken)
+    with pytest.raises(WorkerStartError, match=r"no worker process could be started \(Broken pipe\); free memory"):
+        run(here(), table, folder=tmp_path, n_jobs=1)
 
 
 def test_ctrl_c_keeps_finished_cells_and_leaves_no_orphan(tmp_path):

@@ -23,6 +23,9 @@ from polytask.core.task import Floats, Regression
 FAILURES = (PolytaskError, ArithmeticError, ValueError, RuntimeError, MemoryError, OSError)
 """What may go wrong in a run without being a mistake in the program: such a run is marked failed."""
 
+OUT_OF_MEMORY = "ran out of memory"
+_MEMORY_WORDS = ("out of memory", "not enough memory", "allocate memory", "failed to map segment")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -78,18 +81,21 @@ def run_cell(work: Work, cell: Cell) -> Stored:
     """Tune, fit and score one cell; a run that fails is returned as failed, with a sentence."""
     started = time.perf_counter()
     spec = work.spec(cell)
-    spec.learner_class()  # imported first, so that one_thread finds its libraries
-    with one_thread():
-        try:
+    try:
+        spec.learner_class()  # imported first, so that one_thread finds its libraries
+        with one_thread():
             return _run(work, cell, spec, started)
-        except MemoryError:
-            return work.failed(cell, "ran out of memory", time.perf_counter() - started)
-        except FAILURES as error:
-            return work.failed(cell, _sentence(error), time.perf_counter() - started)
+    except (*FAILURES, ImportError) as error:  # a library that finds no room for itself is an ImportError
+        reason = _sentence(error)
+        if reason != OUT_OF_MEMORY and not isinstance(error, FAILURES):
+            raise
+        return work.failed(cell, reason, time.perf_counter() - started)
 
 
 def _sentence(error: BaseException) -> str:
     text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _MEMORY_WORDS):
+        return OUT_OF_MEMORY
     if isinstance(error, PolytaskError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

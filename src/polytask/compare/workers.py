@@ -16,34 +16,40 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from polytask.compare.cell import Cell, Work, run_cell
+from polytask.compare.cell import OUT_OF_MEMORY, Cell, Work, run_cell
 from polytask.compare.store import Stored
+from polytask.core.errors import PolytaskError
 
-KILLED = "the worker process was killed, as when memory runs out"
 Finished = Callable[[Cell, Stored], None]
 
 _THREADS = {
     f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB", "NUMEXPR", "NUMBA")
 } | {"VECLIB_MAXIMUM_THREADS": "1"}
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+_PATIENCE = 5.0  # seconds for a process whose pipe is closed to be gone
 
 
 def in_processes(work: Work, cells: Sequence[Cell], n_jobs: int, finished: Finished) -> None:
     """Run cells in ``n_jobs`` processes and call ``finished`` with each, in the order they finish.
 
-    A cell whose worker is killed is run again after the others, alone; killed again, it is marked failed.
+    A cell whose worker dies or runs out of memory is run again after the others, alone; when that fails too, it is
+    marked failed. No other cell is given to such a worker.
+
+    Raises
+    ------
+    WorkerStartError
+        There is no room for a worker.
     """
-    killed = _run(work, cells, n_jobs, finished)
-    for cell in sorted(killed, key=cells.index):
-        if _run(work, [cell], 1, finished):
-            finished(cell, work.failed(cell, KILLED))
+    for cell in sorted(_run(work, cells, n_jobs, finished), key=cells.index):
+        for reason in _run(work, [cell], 1, finished).values():
+            finished(cell, work.failed(cell, reason))
 
 
-def _run(work: Work, cells: Sequence[Cell], n_jobs: int, finished: Finished) -> list[Cell]:
-    """Run cells; return those whose worker was killed."""
+def _run(work: Work, cells: Sequence[Cell], n_jobs: int, finished: Finished) -> dict[Cell, str]:
+    """Run cells; return those whose worker died or ran out of memory, and the reason."""
     waiting = list(reversed(cells))
     workers: list[_Worker] = []
-    killed: list[Cell] = []
+    lost: dict[Cell, str] = {}
     try:
         while waiting or workers:
             while waiting and len(workers) < n_jobs:
@@ -52,10 +58,12 @@ def _run(work: Work, cells: Sequence[Cell], n_jobs: int, finished: Finished) -> 
             for worker in [worker for worker in workers if worker.pipe in ready]:
                 stored = worker.answer()
                 if stored is None:
-                    killed.append(worker.cell)
+                    lost[worker.cell] = worker.last_words()
+                elif stored.run.error == OUT_OF_MEMORY:
+                    lost[worker.cell] = OUT_OF_MEMORY
                 else:
                     finished(worker.cell, stored)
-                if stored is not None and waiting:
+                if waiting and worker.cell not in lost:
                     worker.give(waiting.pop())
                 else:
                     workers.remove(worker)
@@ -63,7 +71,11 @@ def _run(work: Work, cells: Sequence[Cell], n_jobs: int, finished: Finished) -> 
     finally:
         for worker in workers:
             worker.kill()
-    return killed
+    return lost
+
+
+class WorkerStartError(PolytaskError, RuntimeError):
+    """A worker process cannot be started."""
 
 
 class _Worker:
@@ -75,8 +87,14 @@ class _Worker:
         context: Any = get_context("loky")
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, work, os.getpid()), env=_THREADS)
-        with _without_interrupt():
-            self._process.start()
+        try:
+            with _without_interrupt():
+                self._process.start()
+        except OSError as error:
+            raise WorkerStartError(
+                f"no worker process could be started ({error.strerror or error}); free memory, or run with fewer jobs "
+                "(0: in this process)"
+            ) from error
         theirs.close()
         self.cell = cell
         self.give(cell)
@@ -88,7 +106,7 @@ class _Worker:
             self.pipe.send(cell)
 
     def answer(self) -> Stored | None:
-        """Return the finished run, or None when the worker was killed.
+        """Return the finished run, or None when the worker died.
 
         Raises
         ------
@@ -103,6 +121,15 @@ class _Worker:
             raise answer
         stored: Stored = answer
         return stored
+
+    def last_words(self) -> str:
+        """Say how the process ended, after :meth:`answer` found that it did."""
+        self._process.join(_PATIENCE)
+        code = self._process.exitcode
+        if code is not None and code >= 0:
+            return f"the worker process ended with exit code {code}"
+        by = "" if code is None else f" by signal {-code}"
+        return f"the worker process was killed{by}, as when memory runs out"
 
     def kill(self) -> None:
         """End the process at once, and wait for it."""
@@ -138,6 +165,8 @@ def _serve(pipe: Connection, work: Work, parent: int) -> None:
             return
         try:
             pipe.send(run_cell(work, cell))
+        except MemoryError:  # there was no room for the answer
+            pipe.send(work.failed(cell, OUT_OF_MEMORY))
         except BaseException as error:
             pipe.send(error)
             raise
