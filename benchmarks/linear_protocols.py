@@ -533,6 +533,7 @@ _MULAN = {
     "sf2": "1.149",
     "slump": "0.688",
 }
+NARROW_MULAN = tuple(name for name in _MULAN if not name.startswith(("atp", "oes")))  # fewer than 250 inputs
 
 
 def protocols() -> tuple[Protocol, ...]:

@@ -156,7 +156,7 @@ def test_test_labels_do_not_reach_the_predictions(quick):
             return lp.Case(case.train, test, case.test_rows, case.folds)
 
     for method in ("ridge", "mean-regularised"):
-        found = [rl._tuned(kind().case(0, 3), method, "mean task RMSE", 0) for kind in (Small, Changed)]
+        found = [rl._tuned(kind(), kind().case(0, 3), method, 0) for kind in (Small, Changed)]
         assert found[0][0] == found[1][0]
         np.testing.assert_array_equal(found[0][1], found[1][1])
 
@@ -348,6 +348,25 @@ def test_cells_are_stored_run_once_and_reported(quick, tmp_path, monkeypatch, ca
     assert page.read_text().startswith(f"above\n{reproduction.BEGIN}\n\n### Small: made up")
     assert page.read_text().endswith(f"{reproduction.END}\nbelow\n")
     assert "stale figures" not in page.read_text()
+
+
+def test_tasks_of_the_synthetic_tables_have_their_own_intercepts(quick):
+    """A shared intercept helps unrelated tasks and would hide what sharing coefficients costs them."""
+    for method, field in (("mean-regularised", "intercepts"), ("pooled", "task_intercepts")):
+        assert field in rl.registry.learner_class(method).search_space()
+        facts, _ = rl.run_cell("synthetic-unrelated", method, 0)
+        assert facts["chosen"]
+        assert field not in facts["chosen"]
+
+
+def test_methods_that_run_on_some_protocols_are_named_as_both_are(monkeypatch):
+    assert set(rl.RUNS_ON) <= set(rl.methods())
+    prefixes = {prefix for prefixes in rl.RUNS_ON.values() for prefix in prefixes}
+    assert all(any(protocol.name.startswith(prefix) for protocol in PROTOCOLS) for prefix in prefixes)
+    monkeypatch.setattr(rl.lp, "protocols", lambda: (Small(),))
+    monkeypatch.setattr(rl, "methods", lambda: ("ridge", "pooled"))
+    monkeypatch.setattr(rl, "RUNS_ON", {"pooled": ("synthetic",)})
+    assert {method for _, method, _ in rl.planned(["small"], [], None)} == {"ridge"}
 
 
 def test_the_method_chosen_by_folds_never_reads_a_test_score(tmp_path, monkeypatch):
