@@ -55,7 +55,7 @@ METHODS = (
     Method(TRACE, "trace-norm-sharing", grid=grid("strength", 1e-4, 1e-3, 1e-2)),
     Method(CROSS_STITCH, "cross-stitch", left_out=_SQUARED),
     Method("sluice", "sluice", left_out=_SQUARED),
-    Method("relationship network", "relationship-network", grid=grid("strength", 0.1, 1.0, 10.0)),
+    Method("relationship network", "relationship-network", grid=grid("strength", 1.0, 10.0, 100.0)),
     *(
         Method(label, "tensor-factorisation", {"form": form}, grid("tolerance", 0.1, 0.3, 0.5))
         for label, form in zip(FACTORISED, ("laf", "tucker", "tt"), strict=True)
