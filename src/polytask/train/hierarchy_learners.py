@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from polytask.core.data import TaskData
 from polytask.core.errors import InputError
-from polytask.core.learner import Progress
 from polytask.core.search import Choice, Distribution, LogUniform
 from polytask.deep.base import SharingNetwork
 from polytask.deep.encoders import BranchedEncoder, Encoder
 from polytask.deep.somp import thin_encoder
 from polytask.train.balancers import Reduction
 from polytask.train.levels import parse_levels, task_levels
-from polytask.train.network_learner import SharingLearner
+from polytask.train.network_learner import Run, SharingLearner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,24 +61,13 @@ class AdaptiveSharingLearner(SharingLearner):
         epochs = self.phase_epochs or max(1, self.max_epochs // phases)
         return {**found, "alpha": float(self.alpha), "phase_epochs": epochs}
 
-    def _start(
-        self,
-        train: TaskData,
-        valid: TaskData | None,
-        *,
-        seed: int,
-        progress: Progress | None,
-        checkpoint: Path | None,
-    ) -> tuple[SharingNetwork, dict[str, Any]]:
-        network, description = super()._start(train, valid, seed=seed, progress=progress, checkpoint=checkpoint)
+    def _start(self, train: TaskData, valid: TaskData | None, run: Run) -> tuple[SharingNetwork, dict[str, Any]]:
+        network, description = super()._start(train, valid, run)
         if self.wide == 1:
             return network, description
         wider = {**description, "network": "hard-sharing"}
         wider |= {name: [self.wide * size for size in description[name]] for name in _SIZES if name in description}
-        balancer = self._balancer(train.tasks, seed)
-        teacher = self._trained_first(
-            wider, balancer, train, valid, seed=seed, progress=progress, checkpoint=checkpoint
-        )
+        teacher = self._trained_first(wider, self._balancer(train.tasks, run.seed), train, valid, run)
         trunk = teacher.get_submodule("trunk")
         assert isinstance(trunk, BranchedEncoder)
         thin = BranchedEncoder(thin_encoder(_copied(trunk), _filters(description)), 1)
@@ -201,6 +188,8 @@ class JointManyTaskLearner(_LevelsLearner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.sampling not in (None, "sequential"):
+            raise InputError(f'sampling is "{self.sampling}"; this network takes its levels in turn: leave it out')
         if not 0 <= self.delta < float("inf"):
             raise InputError(f"delta is {self.delta}; give a finite number of at least 0")
 

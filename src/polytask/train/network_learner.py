@@ -9,8 +9,8 @@ the best constant of each task, so that what differs between them is the sharing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,9 +31,21 @@ from polytask.train.batches import inputs_of
 from polytask.train.loop import Fitted, TrainSettings, fit
 from polytask.train.model import NetworkModel
 from polytask.train.networks import build
+from polytask.train.parallel import Processes
+from polytask.train.record import Recorder
 
 _HELD_OUT = 0.2
 _LEAST_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the fits of one call have in common, as :func:`~polytask.train.loop.fit` takes it."""
+
+    seed: int = 0
+    progress: Progress | None = None
+    checkpoint: Path | None = None
+    processes: Processes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +65,14 @@ class NetworkLearner:
         ``"layer"`` (tables), ``"group"`` (images), ``"batch"`` or ``"none"``.
     activation
         ``"relu"``, ``"gelu"``, ``"silu"``, ``"tanh"``, ``"elu"`` or ``"leaky_relu"``.
-    learning_rate, weight_decay, batch_size, max_epochs, patience, clip, schedule, own_rows, device
-        See :class:`~polytask.train.loop.TrainSettings`.
+    learning_rate, weight_decay, batch_size, max_epochs, patience, clip, schedule, own_rows, least_steps, device
+        See :class:`~polytask.train.settings.TrainSettings`, also for the following.
+    sampling, groups, temperature, missing
+        Which rows and tasks a step sees, and how tasks with few labels count in it.
+    accumulate, precision
+        Parts in which a step is computed, and the type of its matrix products.
+    warm_up, average
+        Epochs over which the learning rate rises, and decay of the moving average of the weights.
     """
 
     widths: str = "64-64"
@@ -70,7 +88,16 @@ class NetworkLearner:
     clip: float = 1.0
     schedule: str = "constant"
     own_rows: bool | None = None
+    least_steps: int = 10
     device: str = "auto"
+    sampling: str | None = None
+    groups: str | None = None
+    temperature: float = 2.0
+    missing: str = "mean"
+    accumulate: int = 1
+    precision: str = "float32"
+    warm_up: int = 0
+    average: float | None = None
 
     inner_folds: ClassVar[int] = 1
     refits: ClassVar[bool] = False
@@ -103,21 +130,20 @@ class NetworkLearner:
         seed: int = 0,
         progress: Progress | None = None,
         checkpoint: Path | None = None,
+        processes: Processes | None = None,
+        record: Recorder | Sequence[Recorder] | None = None,
     ) -> Model:
-        """Train on encoded data; see :meth:`polytask.core.learner.Learner.fit`."""
+        """Train on encoded data; see :meth:`polytask.core.learner.Learner.fit`.
+
+        ``processes`` and ``record`` are those of :func:`~polytask.train.loop.fit`; where other networks are trained
+        first, their events are not noted.
+        """
         if valid is None and train.n_rows >= _LEAST_ROWS:
             train, valid = train.split((1.0 - _HELD_OUT, _HELD_OUT), seed=seed)
-        network, description = self._start(train, valid, seed=seed, progress=progress, checkpoint=checkpoint)
-        fitted = fit(
-            network,
-            self._balancer(train.tasks, seed),
-            train,
-            valid,
-            settings=self._settings(),
-            seed=seed,
-            progress=progress,
-            checkpoint=checkpoint,
-        )
+        run = Run(seed, progress, checkpoint, processes)
+        network, description = self._start(train, valid, run)
+        balancer = self._balancer(train.tasks, seed)
+        fitted = fit(network, balancer, train, valid, settings=self._settings(), record=record, **vars(run))
         model = NetworkModel(
             train.tasks,
             fitted.network,
@@ -132,36 +158,19 @@ class NetworkLearner:
         self,
         train: TaskData,
         valid: TaskData | None,  # noqa: ARG002  # for learners that train something first
-        *,
-        seed: int,
-        progress: Progress | None,  # noqa: ARG002
-        checkpoint: Path | None,  # noqa: ARG002
+        run: Run,
     ) -> tuple[SharingNetwork, dict[str, Any]]:
         """Return the network as training begins, and its description."""
         description = self._description(train)
-        network = build(train.tasks, description, seed=seed)
+        network = build(train.tasks, description, seed=run.seed)
         start_at_constants(network, train)
         return network, description
 
-    def _trained_single_task(
-        self,
-        train: TaskData,
-        valid: TaskData | None,
-        *,
-        seed: int,
-        progress: Progress | None,
-        checkpoint: Path | None,
-    ) -> SingleTask:
+    def _trained_single_task(self, train: TaskData, valid: TaskData | None, run: Run) -> SingleTask:
         """Return single-task networks of the same build, trained with the same settings; a start for others."""
-        network = self._trained_first(
-            {**self._description(train), "network": "single-task"},
-            make_balancer("equal", train.tasks, seed=seed),
-            train,
-            valid,
-            seed=seed,
-            progress=progress,
-            checkpoint=checkpoint,
-        )
+        description = {**self._description(train), "network": "single-task"}
+        balancer = make_balancer("equal", train.tasks, seed=run.seed)
+        network = self._trained_first(description, balancer, train, valid, run)
         assert isinstance(network, SingleTask)
         return network
 
@@ -171,41 +180,21 @@ class NetworkLearner:
         balancer: Balancer,
         train: TaskData,
         valid: TaskData | None,
-        *,
-        seed: int,
-        progress: Progress | None,
-        checkpoint: Path | None,
+        run: Run,
     ) -> SharingNetwork:
         """Return the network of another description, trained with the same settings."""
-        network = build(train.tasks, description, seed=seed)
+        network = build(train.tasks, description, seed=run.seed)
         start_at_constants(network, train)
-        fit(
-            network,
-            balancer,
-            train,
-            valid,
-            settings=self._settings(),
-            seed=seed,
-            progress=None if progress is None else _first(progress, str(description["network"])),
-            checkpoint=checkpoint,
-        )
+        told = None if run.progress is None else _first(run.progress, str(description["network"]))
+        fit(network, balancer, train, valid, settings=self._settings(), **vars(replace(run, progress=told)))
         return network
 
     def _layers(self) -> list[int]:
         return _sizes("widths", self.widths)
 
     def _settings(self) -> TrainSettings:
-        return TrainSettings(
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            batch_size=self.batch_size,
-            max_epochs=self.max_epochs,
-            patience=self.patience,
-            clip=self.clip,
-            schedule=self.schedule,
-            own_rows=self.own_rows,
-            device=self.device,
-        )
+        names = [field.name for field in fields(TrainSettings) if field.name != "checkpoint_seconds"]
+        return TrainSettings(**{name: getattr(self, name) for name in names})
 
     def _description(self, data: TaskData) -> dict[str, Any]:
         inputs = inputs_of(data)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from polytask.core.data import TaskData
 from polytask.core.errors import InputError, unknown
-from polytask.core.learner import Progress
 from polytask.core.search import Choice, Distribution, LogUniform
 from polytask.deep.base import SharingNetwork
 from polytask.deep.factorisation import FORMS, Form
 from polytask.deep.tensor_factor import TensorFactorisation
 from polytask.train.balancers import Reduction
-from polytask.train.network_learner import SharingLearner
+from polytask.train.network_learner import Run, SharingLearner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,19 +122,11 @@ class TensorFactorisationLearner(SharingLearner):
         own = {"form": self.form, "weight_decay": float(self.weight_decay), "ranks": max(1, int(self.components))}
         return {**super()._description(data), **own}
 
-    def _start(
-        self,
-        train: TaskData,
-        valid: TaskData | None,
-        *,
-        seed: int,
-        progress: Progress | None,
-        checkpoint: Path | None,
-    ) -> tuple[SharingNetwork, dict[str, Any]]:
+    def _start(self, train: TaskData, valid: TaskData | None, run: Run) -> tuple[SharingNetwork, dict[str, Any]]:
         if self.components or len(train.tasks) == 1:
-            return super()._start(train, valid, seed=seed, progress=progress, checkpoint=checkpoint)
+            return super()._start(train, valid, run)
         description = self._description(train)
-        single = self._trained_single_task(train, valid, seed=seed, progress=progress, checkpoint=checkpoint)
+        single = self._trained_single_task(train, valid, run)
         network = TensorFactorisation.from_single_task(
             single, tolerance=self.tolerance, form=cast("Form", self.form), weight_decay=self.weight_decay
         )

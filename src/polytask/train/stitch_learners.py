@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from polytask.core.data import TaskData
 from polytask.core.errors import InputError, unknown
-from polytask.core.learner import Progress
 from polytask.core.search import Choice, Distribution
 from polytask.deep.base import SharingNetwork
 from polytask.deep.mixing import MixedTowers
 from polytask.train.balancers import Reduction
-from polytask.train.network_learner import SharingLearner
+from polytask.train.network_learner import Run, SharingLearner
 
 _STARTS = ("together", "single-task")
 
@@ -59,21 +57,11 @@ class StitchingLearner(SharingLearner):
         own = {"own_weight": float(self.own_weight), "mixing_rate": float(self.mixing_rate)}
         return {**super()._description(data), **own}
 
-    def _start(
-        self,
-        train: TaskData,
-        valid: TaskData | None,
-        *,
-        seed: int,
-        progress: Progress | None,
-        checkpoint: Path | None,
-    ) -> tuple[SharingNetwork, dict[str, Any]]:
-        network, description = super()._start(train, valid, seed=seed, progress=progress, checkpoint=checkpoint)
+    def _start(self, train: TaskData, valid: TaskData | None, run: Run) -> tuple[SharingNetwork, dict[str, Any]]:
+        network, description = super()._start(train, valid, run)
         if self.start == "single-task" and len(train.tasks) > 1:
             assert isinstance(network, MixedTowers)
-            network.take_towers(
-                self._trained_single_task(train, valid, seed=seed, progress=progress, checkpoint=checkpoint)
-            )
+            network.take_towers(self._trained_single_task(train, valid, run))
         return network, description
 
 
