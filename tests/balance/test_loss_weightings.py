@@ -268,7 +268,26 @@ def test_a_torchjd_scalarizer_trains_its_own_parameters_and_keeps_them():
     torch.testing.assert_close(losses.grad, weights)
     (parameter,) = balancer.parameters()
     assert parameter.grad is not None
-    assert list(balancer.state_dict()) == ["scalarizer.log_var"]
+    assert set(balancer.state_dict()) == {"scalarizer.log_var", "drawn"}
+
+
+def test_what_a_torchjd_object_draws_depends_on_seed_and_step_only_and_leaves_the_global_generator_alone():
+    from torchjd.aggregation import RandomWeighting
+
+    gram, losses = torch.eye(3, dtype=F64), LOSSES.clone().requires_grad_()
+
+    def drawn(before, seed=0):
+        torch.manual_seed(before)
+        weighting = TorchJDWeighting(RandomWeighting(), 3, seed=seed)
+        scalarizer = TorchJDScalarizer(jd.Random(), seed=seed)
+        made = [weighting.gram_weights(gram, losses) for _ in range(2)]
+        made += [scalarizer.backward(losses, [], []) for _ in range(2)]
+        assert torch.rand(1).equal(torch.rand(1, generator=torch.Generator().manual_seed(before)))
+        return torch.stack(made)
+
+    first = drawn(1)
+    assert first.equal(drawn(2))
+    assert len(torch.cat([first, drawn(1, seed=1)]).unique(dim=0)) == 4  # two steps, two seeds
 
 
 def test_polytask_balance_does_not_import_torchjd():

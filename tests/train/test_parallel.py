@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchjd
+from tests.killing import session_members
 from tests.train.examples import wide
-from tests.train.together import CASES, case, plain, sparse
+from tests.train.together import CASES, SCALARIZERS, THEIRS, WEIGHTINGS, case, sparse, whole_batches
 
 from polytask.balance import Equal
 from polytask.core.errors import InputError
@@ -36,12 +38,19 @@ def free_port():
         return found.getsockname()[1]
 
 
+def launcher(mode, folder):
+    """Return the command that starts two processes by PyTorch's launcher."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return [*command, "--master-port", str(free_port()), "-m", "tests.train.together", mode, str(folder)]
+
+
 def start(mode, folder):
-    """Start two processes as a launcher would."""
+    """Start two processes as a launcher would, each in a session of its own."""
     port = str(free_port())
     return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.train.together", mode, str(folder)],
+            start_new_session=True,
             env={
                 **environment(),
                 "RANK": str(rank),
@@ -66,33 +75,49 @@ def end(children, seconds=120):
 def spread(tmp_path_factory):
     """All cases on two processes, started by PyTorch's launcher."""
     folder = tmp_path_factory.mktemp("spread")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(free_port()), "-m", "tests.train.together", "cases", str(folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
+    command = launcher("cases", folder)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_fifty_steps_on_two_processes_are_those_of_one_process_on_the_joint_batch(name, spread):
-    """In float64; two processes hold the same bits, and differ from one process by rounding."""
+def test_each_step_on_two_processes_is_that_of_one_process_on_the_joint_batch(name, spread):
+    """In float64: after every step two processes hold the same bits, and differ from one process by rounding."""
     first, second = (dict(np.load(spread / f"{CASES.index(name)}-{rank}.npz")) for rank in range(2))
-    alone = plain(case(name))
-    assert alone["train"].shape == (5, 4)
+    alone = case(name)
+    assert alone["train"].shape[0] == (2 if name in THEIRS else 5)
+    assert sum(key.startswith("update") for key in alone) >= (20 if name in THEIRS else 50)
+    assert alone.keys() == first.keys() == second.keys()
     for key, value in alone.items():
         assert first[key].tobytes() == second[key].tobytes(), key
+        assert key.partition(" ")[0] != "update" or np.abs(value).max() > 1e-4
         np.testing.assert_allclose(first[key], value, rtol=1e-6, atol=1e-6, err_msg=key)
     if name == "growing":
         assert len(np.unique(first["network tree"])) > 1
 
 
-def test_in_these_cases_some_task_has_labels_in_one_process_and_none_in_the_other():
-    data = sparse()
+def test_every_object_of_torchjd_that_the_adapter_takes_is_among_these_cases():
+    """Three weightings need the gradients themselves."""
+    need_gradients = {"ExcessMTLWeighting", "MoDoWeighting", "SDMGradWeighting"}
+    found = {name for name in torchjd.aggregation.__all__ if name.endswith("Weighting")} - need_gradients
+    assert set(WEIGHTINGS) == found - {"Weighting"}
+    assert set(SCALARIZERS) == set(torchjd.scalarization.__all__) - {"Scalarizer"}
+
+
+@pytest.mark.parametrize(("data", "batch_size", "epochs"), [(sparse(), 32, 5), (whole_batches(), 16, 2)])
+def test_in_these_cases_some_task_has_labels_in_one_process_and_none_in_the_other(data, batch_size, epochs):
     placed = Placed(data, TargetScaler.fit(data), torch.device("cpu"))
-    sampler = Sampler(placed, batch_size=32, own_rows=False, seed=2)
-    sampler.start(0)
-    seen = [[sampler.batch(step, Share(rank, 2)).present.any(1) for rank in range(2)] for step in range(sampler.steps)]
-    assert sum(int((first != second).sum()) for first, second in seen) >= 3
+    sampler = Sampler(placed, batch_size=batch_size, own_rows=False, seed=2)
+    apart, nowhere = 0, 0
+    for epoch in range(epochs):
+        sampler.start(epoch)
+        for step in range(sampler.steps):
+            first, second = (sampler.batch(step, Share(rank, 2)).present.any(1) for rank in range(2))
+            apart += int((first != second).sum())
+            nowhere += int((~first & ~second).sum())
+    assert apart >= 3
+    assert (nowhere == 0) == (batch_size == 16)
 
 
 @pytest.mark.parametrize("own_rows", [False, True])
@@ -119,6 +144,7 @@ def test_a_killed_process_ends_the_other_with_a_message_and_all_go_on_from_the_c
     assert codes[0] not in (0, None)
     assert codes[1] == -signal.SIGKILL
     assert "ProcessLostError: process 0 of 2 lost the others" in said[0]
+    assert [session_members(child.pid) for child in children] == [[], []]
     (path,) = (tmp_path / "run").glob("*.safetensors")
     assert read(path)[1] == {"epoch": 2, "step": 4, "phase": 0}
     codes, said = end(start("run", tmp_path))
@@ -128,20 +154,19 @@ def test_a_killed_process_ends_the_other_with_a_message_and_all_go_on_from_the_c
         assert whole[key].tobytes() == resumed[key].tobytes() == other[key].tobytes(), key
 
 
-def test_a_hung_process_is_given_up_after_the_time_out(tmp_path):
-    children = start("hang", tmp_path)
-    try:
-        began = time.monotonic()
-        _, said = children[0].communicate(timeout=100)
-        assert time.monotonic() - began < 60
-        assert children[0].returncode not in (0, None)
-        assert "lost the others" in said
-        assert children[1].poll() is None
-        (path,) = (tmp_path / "run").glob("*.safetensors")
-        assert read(path)[1]["epoch"] == 2
-    finally:
-        children[1].kill()
-        children[1].communicate()
+def test_a_hung_process_is_given_up_after_the_time_out_and_the_launcher_leaves_none(tmp_path):
+    process = subprocess.Popen(
+        launcher("hang", tmp_path), env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    _, said = process.communicate(timeout=150)
+    assert time.time() - (tmp_path / "struck").stat().st_mtime < 3 + 15
+    assert process.returncode not in (0, None)
+    assert "ProcessLostError: process 0 of 2 lost the others" in said
+    started = [int((tmp_path / f"pid-{rank}").read_text()) for rank in range(2)]
+    assert [session_members(number) for number in (process.pid, *started)] == [[], [], []]
+    assert not [number for number in started if Path(f"/proc/{number}").exists()]
+    (path,) = (tmp_path / "run").glob("*.safetensors")
+    assert read(path)[1]["epoch"] == 2
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,28 @@ import os
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torchjd.aggregation as weightings
+import torchjd.scalarization as scalarizers
 from tests.train.examples import wide
 from tests.train.test_growth import pairs
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from polytask.balance import CAGrad, Equal, NashMTL, PCGrad, Uncertainty, UPGrad
+from polytask.balance import (
+    CAGrad,
+    Equal,
+    NashMTL,
+    PCGrad,
+    TorchJDScalarizer,
+    TorchJDWeighting,
+    Uncertainty,
+    UPGrad,
+)
 from polytask.deep import AdaptiveSharing, HardSharing, mlp
 from polytask.train import TrainSettings, fit, join_processes
 
@@ -27,7 +40,42 @@ BALANCERS = {
     "cagrad": lambda data: CAGrad(4),
     "nash-mtl": lambda data: NashMTL(4),
 }
-CASES = (*BALANCERS, "growing", "own rows")
+SOME = torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64)
+WEIGHTINGS = {  # what makes weights of a Gram matrix, or of the number of tasks alone
+    "AlignedMTLWeighting": weightings.AlignedMTLWeighting,
+    "CAGradWeighting": lambda: weightings.CAGradWeighting(c=0.5),
+    "ConstantWeighting": lambda: weightings.ConstantWeighting(SOME),
+    "CRMOGMWeighting": lambda: weightings.CRMOGMWeighting(weightings.UPGradWeighting()),
+    "DualProjWeighting": weightings.DualProjWeighting,
+    "FairGradWeighting": lambda: weightings.FairGradWeighting(alpha=1.0),
+    "GradVacWeighting": weightings.GradVacWeighting,
+    "IMTLGWeighting": weightings.IMTLGWeighting,
+    "KrumWeighting": lambda: weightings.KrumWeighting(n_byzantine=1, n_selected=2),
+    "MeanWeighting": weightings.MeanWeighting,
+    "MGDAWeighting": weightings.MGDAWeighting,
+    "PCDWeighting": weightings.PCDWeighting,
+    "PCGradWeighting": weightings.PCGradWeighting,
+    "RandomWeighting": weightings.RandomWeighting,
+    "SumWeighting": weightings.SumWeighting,
+    "UPGradWeighting": weightings.UPGradWeighting,
+}
+SCALARIZERS = {
+    "Constant": lambda: scalarizers.Constant(SOME),
+    "COSMOS": lambda: scalarizers.COSMOS(1.0, SOME),
+    "DWA": scalarizers.DWA,
+    "FAMO": lambda: scalarizers.FAMO(4),
+    "GeometricMean": scalarizers.GeometricMean,
+    "IMTLL": lambda: scalarizers.IMTLL(4),
+    "Mean": scalarizers.Mean,
+    "PBI": lambda: scalarizers.PBI(2.0, SOME),
+    "Random": scalarizers.Random,
+    "STCH": lambda: scalarizers.STCH(0.5),
+    "Sum": scalarizers.Sum,
+    "UW": lambda: scalarizers.UW(4),
+}
+THEIRS = {f"TorchJD {name}": lambda make=make: TorchJDWeighting(make(), 4, seed=1) for name, make in WEIGHTINGS.items()}
+THEIRS |= {f"TorchJD {name}": lambda make=make: TorchJDScalarizer(make(), seed=1) for name, make in SCALARIZERS.items()}
+CASES = (*BALANCERS, "growing", "own rows", *THEIRS)
 
 
 def sparse(seed=0, n=300):
@@ -36,21 +84,56 @@ def sparse(seed=0, n=300):
     return data.thinned({data.names[0]: 25, data.names[3]: 40}, seed=seed)
 
 
+def whole_batches():
+    """Labels so sparse that one process may have none of a task; the joint batch has some, as many an object needs."""
+    data = wide(160, seed=4)
+    return data.thinned({data.names[0]: 35, data.names[3]: 40}, seed=2)
+
+
 def case(name, processes=None):
-    """Fit one case in float64 for 50 steps."""
-    if name == "growing":
+    """Fit one case in float64, for 50 steps or more (20 with an object of TorchJD), and note the update of each."""
+    if name in THEIRS:
+        data, valid = whole_batches(), sparse(seed=1)
+        network = HardSharing(data.tasks, mlp(5, (8, 6), seed=0))
+    elif name == "growing":
         data, valid = pairs(), pairs(seed=1)
         network = AdaptiveSharing(data.tasks, mlp(5, (8, 6), seed=0), alpha=8.0, phase_epochs=2)
     else:
         data, valid = sparse(), sparse(seed=1)
         network = HardSharing(data.tasks, mlp(5, (8, 6), seed=0))
-    balancer = BALANCERS.get(name, BALANCERS["pcgrad"])(data)
+    balancer = THEIRS[name]() if name in THEIRS else BALANCERS.get(name, BALANCERS["pcgrad"])(data)
     settings = replace(SETTINGS, sampling="round", batch_size=8) if name == "own rows" else SETTINGS
-    return fit(network.double(), balancer.double(), data, valid, settings=settings, seed=2, processes=processes)
+    settings = replace(SETTINGS, max_epochs=2, batch_size=16) if name in THEIRS else settings
+    with updates() as seen:
+        fitted = fit(network.double(), balancer.double(), data, valid, settings=settings, seed=2, processes=processes)
+    return plain(fitted) | {f"update {step}": value.numpy() for step, value in enumerate(seen)}
+
+
+@contextmanager
+def updates():
+    """Note by how much each step of an optimiser changes its parameters, as one vector."""
+    seen = []
+
+    def parameters(optimiser):
+        return torch.cat([value.detach().flatten() for group in optimiser.param_groups for value in group["params"]])
+
+    def before(optimiser, *_):
+        seen.append(parameters(optimiser))
+
+    def after(optimiser, *_):
+        seen[-1] = parameters(optimiser) - seen[-1]
+
+    hooks = register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def plain(fitted):
     found = {f"network {name}": value.numpy() for name, value in fitted.network.state_dict().items()}
+    found |= {f"balancer {name}": value.numpy() for name, value in fitted.balancer.state_dict().items()}
     return found | {"train": fitted.train_curve, "valid": fitted.valid_curve, "best": fitted.best_epoch}
 
 
@@ -82,13 +165,14 @@ def main(mode, folder):
     torch.set_num_threads(1)
     with join_processes(time_out=3 if mode == "hang" else 60) as processes:
         rank = processes.rank
+        (folder / f"pid-{rank}").write_text(str(os.getpid()))
         if mode == "cases":
             for number, name in enumerate(CASES):
-                np.savez(folder / f"{number}-{rank}.npz", **plain(case(name, processes)))
+                np.savez(folder / f"{number}-{rank}.npz", **case(name, processes))
         elif mode == "kill":
             noisy(folder / "run", processes, (lambda: os.kill(os.getpid(), signal.SIGKILL)) if rank else None)
         elif mode == "hang":
-            noisy(folder / "run", processes, (lambda: time.sleep(600)) if rank else None)
+            noisy(folder / "run", processes, (lambda: hang(folder)) if rank else None)
         elif mode == "run":
             np.savez(folder / f"whole-{rank}.npz", **plain(noisy(folder / "other", processes)))
             np.savez(folder / f"resumed-{rank}.npz", **plain(noisy(folder / "run", processes)))
@@ -96,6 +180,11 @@ def main(mode, folder):
             noisy(folder / "run", processes, seed=rank)
         elif mode == "drift":
             noisy(folder / "run", processes, drift if rank else None)
+
+
+def hang(folder):
+    (folder / "struck").touch()
+    time.sleep(600)
 
 
 def drift():

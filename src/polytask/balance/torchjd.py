@@ -4,7 +4,8 @@
     scalarizer:    L (T,) -> one number       :class:`TorchJDScalarizer`
 
 The object is handed over, so TorchJD is needed only by who uses it. Its state is saved as far as it
-keeps it in parameters and buffers.
+keeps it in parameters and buffers. What it draws depends on a seed and on the number of the step, so that processes
+that train together draw the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from polytask.balance.base import Balancer, GramBalancer, Level, joint_values
+from polytask.balance.draws import drawing
 from polytask.balance.exchange import Exchange
 from polytask.balance.features import Features, Losses
 
@@ -30,14 +32,24 @@ class TorchJDWeighting(GramBalancer):
         The object.
     n_tasks, level, every
         See :class:`~polytask.balance.base.GramBalancer`.
+    seed
+        Seed of what the object draws.
     """
 
-    def __init__(self, weighting: nn.Module, n_tasks: int, *, level: Level = "exact", every: int = 1) -> None:
+    drawn: Tensor
+
+    def __init__(
+        self, weighting: nn.Module, n_tasks: int, *, level: Level = "exact", every: int = 1, seed: int = 0
+    ) -> None:
         super().__init__(n_tasks, level=level, every=every)
-        self.weighting = weighting
+        self.weighting, self.seed = weighting, seed
+        self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
 
     def gram_weights(self, gram: Tensor, losses: Tensor) -> Tensor:  # noqa: ARG002  # of the contract
-        weights: Tensor = self.weighting(gram)
+        """Return the object's weights; besides its own state, the count of draws is remembered."""
+        with drawing(self.seed, int(self.drawn), gram.device):
+            weights: Tensor = self.weighting(gram)
+        self.drawn += 1
         return weights.detach()
 
 
@@ -50,13 +62,17 @@ class TorchJDScalarizer(Balancer):
     ----------
     scalarizer
         The object; its parameters are the balancer's.
+    seed
+        Seed of what the object draws.
     """
 
     needs_shared = False
+    drawn: Tensor
 
-    def __init__(self, scalarizer: nn.Module) -> None:
+    def __init__(self, scalarizer: nn.Module, *, seed: int = 0) -> None:
         super().__init__()
-        self.scalarizer = scalarizer
+        self.scalarizer, self.seed = scalarizer, seed
+        self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
 
     def backward(
         self,
@@ -76,7 +92,10 @@ class TorchJDScalarizer(Balancer):
         if not bool(present.any()):
             return weights
         chosen = joint_values(losses, exchange)[present].requires_grad_()
-        self.scalarizer(chosen).backward()
+        with drawing(self.seed, int(self.drawn), chosen.device):
+            value = self.scalarizer(chosen)
+        self.drawn += 1
+        value.backward()
         if chosen.grad is not None:
             weights[present] = chosen.grad
         losses.backward(weights)  # type: ignore[no-untyped-call]  # torch's is
