@@ -64,6 +64,10 @@ Labels = Annotated[list[str] | None, typer.Option(metavar="TASK=N", help="keep o
 Methods = Annotated[str | None, typer.Option(metavar="auto|A,B", help="methods to compare (polytask methods)")]
 Splits = Annotated[str | None, typer.Option(metavar="FxR", help="folds x repeats, 5x2 by default")]
 Trials = Annotated[int | None, typer.Option(metavar="N", help="configurations tried per method, 10 by default")]
+OnNan = Annotated[
+    str | None,
+    typer.Option(metavar="drop|stop", help="networks: leave out a task whose loss is not finite, or stop"),
+]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="same seed, same result")]
 Jobs = Annotated[int | None, typer.Option(metavar="N", help="processes at the same time, one per processor by default")]
 Title = Annotated[str | None, typer.Option(metavar="TEXT", help="name shown in the report")]
@@ -143,6 +147,7 @@ def check(
     methods: Methods = None,
     splits: Splits = None,
     trials: Trials = None,
+    on_nan: OnNan = None,
     seed: Seed = None,
     jobs: Jobs = None,
 ) -> None:
@@ -152,7 +157,7 @@ def check(
     settings = _settings(
         config, table, dataset=dataset, targets=targets, target=target, task=task, kinds=kind, missing=missing,
         drop=drop, group=group, time=time, id=row_id, metrics=metric, allow_leak=allow_leak, labels=labels,
-        methods=methods, splits=splits, trials=trials, seed=seed, jobs=jobs,
+        methods=methods, splits=splits, trials=trials, on_nan=on_nan, seed=seed, jobs=jobs,
     )  # fmt: skip
     for heading, line in prepare(settings).lines():
         _say(heading, line)
@@ -180,6 +185,7 @@ def compare(
     methods: Methods = None,
     splits: Splits = None,
     trials: Trials = None,
+    on_nan: OnNan = None,
     seed: Seed = None,
     jobs: Jobs = None,
     title: Title = None,
@@ -197,7 +203,8 @@ def compare(
     given: dict[str, Any] = {
         "dataset": dataset, "targets": targets, "target": target, "task": task, "kinds": kind, "missing": missing,
         "drop": drop, "group": group, "time": time, "id": row_id, "metrics": metric, "allow_leak": allow_leak,
-        "labels": labels, "methods": methods, "splits": splits, "trials": trials, "seed": seed, "jobs": jobs,
+        "labels": labels, "methods": methods, "splits": splits, "trials": trials, "on_nan": on_nan,
+        "seed": seed, "jobs": jobs,
         "title": title, "published": published, "out": out,
     }  # fmt: skip
     if not demo:
@@ -280,6 +287,7 @@ def train(
     row_id: RowId = None,
     allow_leak: AllowLeak = None,
     trials: Trials = None,
+    on_nan: OnNan = None,
     seed: Seed = None,
 ) -> None:
     """Tune and fit the best method on all rows and save the model."""
@@ -294,7 +302,7 @@ def train(
             config = run / "config.yaml"
     settings = _settings(
         config, table, dataset=dataset, targets=targets, target=target, task=task, kinds=kind, missing=missing,
-        drop=drop, group=group, time=time, id=row_id, allow_leak=allow_leak, trials=trials, seed=seed,
+        drop=drop, group=group, time=time, id=row_id, allow_leak=allow_leak, trials=trials, on_nan=on_nan, seed=seed,
     )  # fmt: skip
     with _interruptible(), _progress() as progress:
         done = jobs.train(

@@ -116,6 +116,10 @@ class Settings(BaseModel):
     )
     splits: StrictStr = Field("5x2", description="folds x repeats")
     trials: int = Field(10, strict=True, ge=1, le=10_000, description="configurations tried for every method")
+    on_nan: Annotated[StrictStr, _one_of("on_nan", ("drop", "stop"))] = Field(
+        "drop",
+        description="networks: leave a task whose loss is not finite out of the step (drop), or stop",
+    )
     seed: int = Field(0, strict=True, ge=0, lt=2**31, description="same seed, same result")
     jobs: int | None = Field(
         None, strict=True, ge=0, le=1024, description="processes; one per processor by default, 0 for none"

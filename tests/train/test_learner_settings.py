@@ -34,6 +34,7 @@ OTHERS = {
     "precision": "bfloat16",
     "warm_up": 1,
     "average": 0.9,
+    "on_nonfinite": "stop",
 }
 """Another value than the default for every setting that a learner has; own_rows goes with other samplings."""
 KEPT_BACK = {"checkpoint_seconds"}
@@ -112,6 +113,7 @@ def test_every_setting_can_be_written_into_the_settings_file(name, tmp_path):
         ("average: high", "average must lie between 0 and 1 or be None, got 'high'"),
         ("clip: -1", "clip must be positive"),
         ("own_rows: maybe", "own_rows must be True, False or None, got 'maybe'"),
+        ("on_nonfinite: halt", 'unknown on_nonfinite "halt"'),
         ("least_steps: 0", "least_steps must be at least 1"),
     ],
 )

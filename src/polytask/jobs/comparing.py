@@ -311,7 +311,7 @@ def fixed_parameters(settings: Settings, method: str) -> dict[str, Any]:
     """
     learner = learner_class(method)
     fields = {field.name: field for field in dataclasses.fields(learner)}  # type: ignore[arg-type]  # all are dataclasses
-    found = {}
+    found = for_networks(settings, method)
     for name, value in settings.fixed(method).items():
         where = settings.where("methods", method, name)
         if name not in fields:
@@ -322,6 +322,13 @@ def fixed_parameters(settings: Settings, method: str) -> dict[str, Any]:
     except (InputError, TypeError) as error:
         raise InputError(f"{settings.where('methods', method)}: {error}") from error
     return found
+
+
+def for_networks(settings: Settings, method: str) -> dict[str, Any]:
+    """Return the parameters that the settings give to every network; none for other methods."""
+    default = type(settings).model_fields["on_nan"].default
+    network = learner_names()[method][0].startswith(NEEDS_TORCH)
+    return {"on_nonfinite": settings.on_nan} if network and settings.on_nan != default else {}
 
 
 def _fitting(where: str, value: Any, default: Any) -> Any:

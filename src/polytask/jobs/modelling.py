@@ -15,7 +15,7 @@ from polytask.core.errors import InputError, ModelRefusedError, unknown
 from polytask.core.learner import Model, Progress
 from polytask.core.results import Results
 from polytask.core.task import Floats, Task
-from polytask.jobs.comparing import fixed_parameters, has_torch
+from polytask.jobs.comparing import fixed_parameters, for_networks, has_torch
 from polytask.jobs.folders import locked
 from polytask.jobs.tables import advice_in_flags, open_table
 from polytask.registry import learner_class, learner_names
@@ -134,18 +134,19 @@ def _fit(
     encoded = encoder.transform(data)
     parts, chosen = [], {}
     for label in dict.fromkeys(of_task.values()):
-        about = labels.get(label, {"name": label, "fixed": fixed_parameters(settings, label)})
+        about = labels.get(label) or {"name": label, "fixed": fixed_parameters(settings, label)}
+        fixed = {**for_networks(settings, about["name"]), **about["fixed"]}
         learner = learner_class(about["name"])
         own = tuple(name for name in data.names if of_task[name] == label)
         for name in own:
-            reason = learner(**about["fixed"]).refuses(data.task(name))
+            reason = learner(**fixed).refuses(data.task(name))
             if reason is not None:
                 raise InputError(f'method "{label}" cannot learn task "{name}": {reason}; choose another --method')
         with locked(checkpoints), one_thread(), advice_in_flags():
             tuned = tune_and_fit(
                 about["name"],
                 encoded.only(own) if learner.sharing == "single" else encoded,
-                fixed=about["fixed"],
+                fixed=fixed,
                 trials=settings.trials,
                 group=settings.group,
                 time=settings.time,

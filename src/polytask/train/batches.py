@@ -38,11 +38,12 @@ _PIXELS = 1 << 20
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs ``(B, …)`` or ``(T, B, …)`` with targets and presence ``(T, B)``."""
+    """Inputs ``(B, …)`` or ``(T, B, …)``, targets and presence ``(T, B)``, row numbers ``(B,)`` or ``(T, B)``."""
 
     inputs: dict[str, Tensor]
     targets: Tensor
     present: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -211,15 +212,15 @@ class Placed:
         inputs = read_rows(self.inputs, index)
         if self.single:
             present = self.task_of_row.index_select(0, index) == self.numbers[:, None]
-            return Batch(inputs, self.target_of_row.index_select(0, index) * present, present)
+            return Batch(inputs, self.target_of_row.index_select(0, index) * present, present, index)
         targets = self.targets.index_select(0, index).T
-        return Batch(inputs, targets, self.present.index_select(0, index).T)
+        return Batch(inputs, targets, self.present.index_select(0, index).T, index)
 
     def own_batch(self, position: Tensor, present: Tensor) -> Batch:
         """Return each task's own rows; ``position`` ``(T, B)`` counts labels sorted by task, then row."""
         rows = self.label_rows[position]
         inputs = read_rows(self.inputs, rows)
-        return Batch(inputs, self.label_values[position] * present, present)
+        return Batch(inputs, self.label_values[position] * present, present, rows)
 
     def everything(self, own_rows: bool) -> Iterator[Batch]:
         """Yield every label once, in few large batches, in a fixed order."""

@@ -59,6 +59,7 @@ from polytask.train.sampling import DrawnTasks, make_sampler
 from polytask.train.sequence import TaskSampler
 from polytask.train.settings import TrainSettings as TrainSettings
 
+_FEW_ROWS = 5
 _SEEDS = 0x9E3779B97F4A7C15
 """Spreads the seeds of processes."""
 
@@ -159,7 +160,8 @@ def fit(
     InputError
         Settings, tasks or inputs that do not fit together.
     DivergedError
-        The loss of a task is not finite; names task and epoch.
+        The loss of a task is not finite in an epoch, or in a step where ``on_nonfinite="stop"``; names task, step and
+        rows.
     OutOfMemoryError
         There is not enough memory for a step; says how to need less, and that the last checkpoint can be used.
     DiskError
@@ -270,6 +272,8 @@ class _Loop:
         self.epoch = self.step = self.phase = 0
         self.sums, self.counts = torch.zeros(2, n_tasks, device=device, dtype=dtype)
         self.dropped = torch.zeros(n_tasks, dtype=torch.int64, device=device)
+        self.lost: set[int] = set()
+        self.first_dropped: dict[str, str] = {}
         self.curves: list[Tensor] = []  # (2, T) per epoch: train, valid
         self.best = torch.full((groups,), torch.inf, dtype=torch.float64)
         self.best_epoch = torch.full((groups,), -1, dtype=torch.int64)
@@ -287,7 +291,7 @@ class _Loop:
         self.path: Path | None = None
         if checkpoint is not None or self.processes.size > 1:
             facts = {
-                "settings": asdict(replace(settings, checkpoint_seconds=0.0, accumulate=1)),
+                "settings": asdict(replace(settings, checkpoint_seconds=0.0, accumulate=1, on_nonfinite="drop")),
                 "processes": self.processes.size,
                 "seed": seed,
                 "tasks": [task.describe() for task in train.tasks],
@@ -368,6 +372,7 @@ class _Loop:
         parts = [self.sampler.batch(self.step, share) for share in self.shares]
         seen = self.labels_of(parts)
         self.optimiser.zero_grad()
+        self.lost.clear()
         for batch, labels in zip(parts, seen, strict=True):
             present = self.balance(batch, labels)
         self.take_step(rate)
@@ -383,9 +388,9 @@ class _Loop:
         losses, values, counts, unit = self.join(losses, counts, seen)
         finite = values.isfinite()
         if not bool(finite.all()):
+            self.meet_nonfinite(values)
             losses, counts, features = self.measure(batch, balance=True, kept=finite)
             losses, values, counts, unit = self.join(losses, counts, seen, finite)
-            self.dropped += ~finite
         exchange = self.processes.exchange(self.precision.scale)
         more = {} if exchange is None else {"exchange": exchange}
         used = self.balancer.backward(losses, self.shared, self.private, present=counts > 0, features=features, **more)
@@ -395,6 +400,29 @@ class _Loop:
         self.sums += values * unit
         self.counts += counts
         return counts > 0
+
+    def meet_nonfinite(self, losses: Tensor) -> None:
+        """Count the tasks whose loss ``(T,)`` is not finite and tell where that was; or stop, before weights change."""
+        batch = self.sampler.batch(self.step)  # of all parts and processes
+        for task in torch.nonzero(~losses.isfinite()).flatten().tolist():
+            if task in self.lost:
+                continue
+            self.lost.add(task)
+            self.dropped[task] += 1
+            name, place = self.train.names[task], f"step {self.step + 1} of epoch {self.epoch + 1}"
+            rows = (batch.rows[task] if batch.rows.ndim == 2 else batch.rows)[batch.present[task]].unique()
+            few = ", ".join(map(str, rows[:_FEW_ROWS].tolist())) + (", …" if len(rows) > _FEW_ROWS else "")
+            where = f"{place}, with training rows {few} ({len(rows)} in all)"
+            if self.settings.on_nonfinite == "stop":
+                raise DivergedError(
+                    f'the loss of task "{name}" is {losses[task].item()} in {where}; look for extreme values there, '
+                    f"lower learning_rate ({self.settings.learning_rate:g}), or leave the task out of such steps: "
+                    'on_nonfinite="drop" (--on-nan drop)'
+                )
+            if name not in self.first_dropped:
+                self.first_dropped[name] = where
+                facts = {"task": name, "epoch": self.epoch + 1, "step": self.step + 1}
+                self.note("left out", {**facts, "rows": rows[:_FEW_ROWS].tolist(), "n_rows": len(rows)})
 
     def labels_of(self, parts: list[Batch]) -> list[Seen | None]:
         """Count the labels of each part of a step, over processes; None where the one part is all there is."""
@@ -566,9 +594,11 @@ class _Loop:
         bad = ~np.isfinite(curve.numpy()) & (np.stack(sizes) > 0) & (self.train.sizes > 0)
         if bad.any():
             part, task = (int(i) for i in np.argwhere(bad)[0])
+            name = self.train.names[task]
+            first = f" (not finite first in {self.first_dropped[name]})" if name in self.first_dropped else ""
             raise DivergedError(
-                f'the {("training", "validation")[part]} loss of task "{self.train.names[task]}" is '
-                f"{curve[part, task].item()} in epoch {self.epoch + 1}; lower learning_rate "
+                f'the {("training", "validation")[part]} loss of task "{name}" is '
+                f"{curve[part, task].item()} in epoch {self.epoch + 1}{first}; lower learning_rate "
                 f"({self.settings.learning_rate:g}) or look for extreme values in its inputs or targets"
             )
 
@@ -578,7 +608,7 @@ class _Loop:
         self.record = record
         self.note("start")
 
-    def note(self, event: str) -> None:
+    def note(self, event: str, more: Mapping[str, Any] | None = None) -> None:
         """Hand an event to the recorder, if there is one; an epoch's with what is known of its tasks."""
         if self.record is None:
             return
@@ -598,6 +628,7 @@ class _Loop:
             }
             self.used.zero_()
             self.uses.zero_()
+        facts |= more or {}
         self.record.write({name: value for name, value in facts.items() if value != {}})
 
     def by_task(self, values: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -661,7 +692,8 @@ class _Loop:
             if count:
                 warnings.warn(
                     f'the loss of task "{name}" was not finite in {count} of {self.epoch * self.sampler.steps} steps, '
-                    "which went on without it; look for extreme values in its targets, or lower learning_rate",
+                    f"which went on without it, first in {self.first_dropped[name]}; look for extreme values in its "
+                    "targets, or lower learning_rate",
                     stacklevel=3,
                 )
 
@@ -711,7 +743,9 @@ class _Loop:
             tensors |= disk.flatten("average", self.average.values)
         for number, value in enumerate(self._optimised()):
             tensors |= disk.flatten(f"optimiser/{number}", self.optimiser.state.get(value, {}))
-        facts = {"epoch": self.epoch, "step": self.step, "phase": self.phase}
+        facts: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "phase": self.phase}
+        if self.first_dropped:
+            facts["first_dropped"] = self.first_dropped
         if self.precision.scales:
             facts |= {"scale": int(self.precision.scale), "calm": self.precision.calm}
         if self.average is not None:
@@ -742,6 +776,7 @@ class _Loop:
         self.sums, self.counts = tensors["epoch/sums"].to(self.device), tensors["epoch/counts"].to(self.device)
         self.used, self.uses = tensors["epoch/used"].to(self.device), tensors["epoch/uses"].to(self.device)
         self.dropped = tensors["dropped"].to(self.device)
+        self.first_dropped = dict(facts.get("first_dropped", {}))
         self.curves = list(tensors["curves"])
         self.epoch, self.step, self.phase = (int(facts[name]) for name in ("epoch", "step", "phase"))
         if self.precision.scales:

@@ -73,6 +73,8 @@ class NetworkLearner:
         Parts in which a step is computed, and the type of its matrix products.
     warm_up, average
         Epochs over which the learning rate rises, and decay of the moving average of the weights.
+    on_nonfinite
+        ``"drop"`` a task from a step in which its loss is not finite, or ``"stop"``.
     """
 
     widths: str = "64-64"
@@ -98,6 +100,7 @@ class NetworkLearner:
     precision: str = "float32"
     warm_up: int = 0
     average: float | None = None
+    on_nonfinite: str = "drop"
 
     inner_folds: ClassVar[int] = 1
     refits: ClassVar[bool] = False

@@ -9,9 +9,11 @@ An event is a mapping of plain values:
      "train": {task: loss}, "valid": {task: loss}, "explained": {task: 1 - loss / that of the best constant},
      "weights": {task: mean weight in the epoch}, "cosines": {"task | task": cosine of their gradients},
      "left_out": {task: steps whose loss was not finite}}
+    {"event": "left out", "epoch": 3, "step": 7, "task": task, "rows": first row numbers, "n_rows": 32, "seconds": 1.6}
 
 Losses are of standardised targets. Weights are those that the balancer says it used; cosines are of the epoch's last
-step, where the balancer looked at gradients. What is not known is left out. The first event of a fit is
+step, where the balancer looked at gradients. The first step in which a task's loss is not finite is noted by itself,
+with the rows of its batch that carry the task's label. What is not known is left out. The first event of a fit is
 ``{"event": "start", "epoch": e}``, e > 0 where it went on from a checkpoint: epochs after e that were noted before are
 then noted again, with the same values.
 """

@@ -11,6 +11,7 @@ from polytask.core.errors import InputError, unknown
 SCHEDULES = ("constant", "cosine", "one-cycle")
 PRECISIONS = ("float32", "bfloat16", "float16")
 MISSING = ("mean", "unbiased")
+NONFINITE = ("drop", "stop")
 SAMPLINGS = ("rows", "balanced", "round", "proportional", "temperature", "annealed", "uniform", "sequential")
 
 
@@ -72,6 +73,9 @@ class TrainSettings:
     average
         Decay per step, in (0, 1), of a moving average of the weights, which is then what is validated and kept.
         None: no average.
+    on_nonfinite
+        What to do where the loss of a task is not finite in a step: ``"drop"``, leave the task out of the step and
+        report it; ``"stop"``, end the fit with an error before the weights change.
     """
 
     learning_rate: float = 3e-3
@@ -93,12 +97,14 @@ class TrainSettings:
     precision: str = "float32"
     warm_up: int = 0
     average: float | None = None
+    on_nonfinite: str = "drop"
 
     def __post_init__(self) -> None:
         for what, value, options in (
             ("schedule", self.schedule, SCHEDULES),
             ("precision", self.precision, PRECISIONS),
             ("treatment of missing labels", self.missing, MISSING),
+            ("on_nonfinite", self.on_nonfinite, NONFINITE),
             ("sampling", "rows" if self.sampling is None else self.sampling, SAMPLINGS),
         ):
             if value not in options:
@@ -144,8 +150,8 @@ class TrainSettings:
 
 
 def _whole(value: object, *, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _finite(value: object, *, above: float) -> bool:
-    return isinstance(value, Real) and math.isfinite(value) and value > above
+    return isinstance(value, Real) and math.isfinite(value) and float(value) > above
