@@ -427,6 +427,17 @@ def test_a_method_at_the_features_is_refused_without_them():
             balancer.backward(problem.losses(problem.features()), problem.shared, problem.heads)
 
 
+def test_where_tasks_do_not_see_the_same_rows_that_is_told_and_not_that_the_network_has_no_trunk():
+    problem = Problem()
+    for balancer, instead in ((room.PCGrad(T, level="features"), 'level="exact"'), (room.GradDrop(T), "PCGrad")):
+        with pytest.raises(InputError, match='with sampling="round" tasks do not see the same rows; use') as caught:
+            balancer.check(problem.shared, network="HardSharing", apart='sampling="round"')
+        assert instead in str(caught.value)
+        assert 'or sampling="rows"' in str(caught.value)
+        assert "trunk" not in str(caught.value)
+    room.PCGrad(T).check(problem.shared, apart='sampling="round"')
+
+
 @pytest.mark.parametrize("name", [n for n in EVERY if n not in GRADIENT])
 def test_a_loss_weighting_serves_any_network(name):
     made(name).check([], features=False)

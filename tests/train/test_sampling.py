@@ -149,8 +149,10 @@ def test_samplings_that_do_not_fit_are_refused_before_the_first_step():
     many = JointManyTask(data.tasks, mlp(5, (8, 6)), levels=levels)
     with pytest.raises(InputError, match='sampling is "uniform", but this network takes its tasks in turn'):
         fit(many, Equal(4), data, settings=TrainSettings(sampling="uniform", device="cpu"))
-    with pytest.raises(InputError, match="GradDrop works at the last shared representation"):
-        fit(HardSharing(data.tasks, encoder(data)), GradDrop(4), data, settings=TrainSettings(sampling="uniform"))
+    for options, cause in (({"sampling": "uniform"}, 'sampling="uniform"'), ({"own_rows": True}, "own_rows=True")):
+        told = f'GradDrop works at the last shared representation, but with {cause} tasks do not see .* sampling="rows"'
+        with pytest.raises(InputError, match=told):
+            fit(HardSharing(data.tasks, encoder(data)), GradDrop(4), data, settings=TrainSettings(**options))
     with pytest.raises(InputError, match="own_rows is True and sampling"):
         TrainSettings(own_rows=True, sampling="rows")
     with pytest.raises(InputError, match='unknown sampling "sqrt"'):

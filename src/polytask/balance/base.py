@@ -94,7 +94,14 @@ class Balancer(nn.Module, ABC):
         Every parameter to be trained belongs to one of the two lists.
         """
 
-    def check(self, shared: Sequence[nn.Parameter], *, features: bool = True, network: str = "the network") -> None:
+    def check(
+        self,
+        shared: Sequence[nn.Parameter],
+        *,
+        features: bool = True,
+        network: str = "the network",
+        apart: str | None = None,
+    ) -> None:
         """Refuse, before the first step, a network that this method cannot serve.
 
         Parameters
@@ -105,6 +112,9 @@ class Balancer(nn.Module, ABC):
             Whether the network has one last representation that all tasks share.
         network
             What to call it.
+        apart
+            The setting with which tasks do not see the same rows in a step, so that they share no representation
+            whatever the network is; None: they do.
         """
         name = type(self).__name__
         if self.needs_shared and not any(parameter.requires_grad for parameter in shared):
@@ -112,12 +122,14 @@ class Balancer(nn.Module, ABC):
                 f"{name} balances gradients of shared parameters, but {network} shares none; use a loss weighting "
                 "such as Uncertainty, or a network that shares, such as HardSharing"
             )
-        if self.needs_features and not features:
-            raise InputError(
-                f"{name} works at the last shared representation, but {network} has none; "
-                + ('use level="exact"' if isinstance(self, GramBalancer) else "use PCGrad or UPGrad")
-                + ", or a network with one trunk, such as HardSharing"
+        if self.needs_features and not (features and apart is None):
+            why, remedy = (
+                (f"with {apart} tasks do not see the same rows", 'sampling="rows"')
+                if features
+                else (f"{network} has none", "a network with one trunk, such as HardSharing")
             )
+            instead = 'level="exact"' if isinstance(self, GramBalancer) else "PCGrad or UPGrad"
+            raise InputError(f"{name} works at the last shared representation, but {why}; use {instead}, or {remedy}")
 
     def after_step(self, losses: Losses, *, present: Tensor | None = None) -> None:  # few need it
         """Look at the losses of the same batch after the optimiser's step (see ``needs_second_look``)."""

@@ -181,9 +181,10 @@ def fit(
         raise InputError(f"train has the tasks {list(train.names)}, valid {list(valid.names)}; they must be the same")
     ours = processes.size > 1 and settings.device == "auto"
     device = processes.device if ours else pick_device(settings.device)
-    whole_rows = settings.sampling in (None, "rows", "balanced") and not settings.own_rows
-    one_trunk = type(network).scores_and_features is not SharingNetwork.scores_and_features and whole_rows
-    balancer.check(network.shared_parameters(), features=one_trunk, network=type(network).__name__)
+    one_trunk = type(network).scores_and_features is not SharingNetwork.scores_and_features
+    balancer.check(
+        network.shared_parameters(), features=one_trunk, network=type(network).__name__, apart=_apart(settings)
+    )
     own_seed = (seed + processes.rank * _SEEDS) % 2**63
     with torch.random.fork_rng(devices=_cuda_index(device)):
         torch.default_generator.manual_seed(own_seed)
@@ -825,6 +826,13 @@ def _branches_of(state: Mapping[str, Tensor], old: nn.Parameter, branches: Tenso
         name: value.index_select(0, branches) if value.shape == old.shape else value.clone()
         for name, value in state.items()
     }
+
+
+def _apart(settings: TrainSettings) -> str | None:
+    """Return the setting with which tasks do not see the same rows in a step; None: they do."""
+    if settings.own_rows:
+        return "own_rows=True"
+    return None if settings.sampling in (None, "rows", "balanced") else f'sampling="{settings.sampling}"'
 
 
 def _plain_settings(balancer: Balancer) -> dict[str, Any]:
