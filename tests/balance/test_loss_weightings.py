@@ -290,6 +290,24 @@ def test_what_a_torchjd_object_draws_depends_on_seed_and_step_only_and_leaves_th
     assert len(torch.cat([first, drawn(1, seed=1)]).unique(dim=0)) == 4  # two steps, two seeds
 
 
+def test_what_a_torchjd_object_sets_when_first_used_comes_back():
+    from torchjd.aggregation import CRMOGMWeighting, IMTLGWeighting
+
+    def make():
+        return TorchJDWeighting(CRMOGMWeighting(IMTLGWeighting(), alpha=0.9), 3)
+
+    A = torch.randn(3, 3, 7, generator=torch.Generator().manual_seed(1), dtype=F64)
+    first, second = make(), make()
+    for a in A[:2]:
+        first.gram_weights(a @ a.T, LOSSES)
+    assert "weighting._lambda" in first.state_dict()
+    second.load_state_dict(first.state_dict())
+    gram = A[2] @ A[2].T
+    assert not make().gram_weights(gram, LOSSES).allclose(first.gram_weights(gram, LOSSES))
+    first.load_state_dict(second.state_dict())
+    assert first.gram_weights(gram, LOSSES).equal(second.gram_weights(gram, LOSSES))
+
+
 def test_polytask_balance_does_not_import_torchjd():
     import subprocess
     import sys

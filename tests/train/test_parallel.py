@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,25 @@ import torch
 import torchjd
 from tests.killing import session_members
 from tests.train.examples import wide
-from tests.train.together import CASES, SCALARIZERS, THEIRS, WEIGHTINGS, case, sparse, whole_batches
+from tests.train.together import (
+    CASES,
+    SCALARIZERS,
+    SPREAD,
+    THEIRS,
+    WEIGHTINGS,
+    case,
+    sparse,
+    spread_case,
+    whole_batches,
+)
 
-from polytask.balance import Equal
+from polytask.balance import Equal, PCGrad, UPGrad
 from polytask.core.errors import InputError
 from polytask.core.scaling import TargetScaler
-from polytask.deep import HardSharing, mlp
+from polytask.deep import HardSharing, SingleTask, SoftSharing, mlp
 from polytask.train import TrainSettings, fit, join_processes
 from polytask.train.batches import Placed, Sampler, Share
-from polytask.train.checkpoint import read
+from polytask.train.checkpoint import read, under
 from polytask.train.parallel import Processes
 
 pytestmark = pytest.mark.xdist_group("processes")  # the fixture's runs are started once
@@ -120,6 +131,56 @@ def test_in_these_cases_some_task_has_labels_in_one_process_and_none_in_the_othe
     assert (nowhere == 0) == (batch_size == 16)
 
 
+@pytest.mark.parametrize("name", SPREAD)
+def test_twenty_steps_with_weights_spread_over_two_processes_are_those_of_one(name, spread):
+    number = list(SPREAD).index(name)
+    first, second = (dict(np.load(spread / f"spread-{number}-{rank}.npz")) for rank in range(2))
+    alone = spread_case(name)
+    assert alone["train"].shape == (2, 4)
+    assert alone.keys() == first.keys() == second.keys()
+    for key, value in alone.items():
+        assert first[key].tobytes() == second[key].tobytes(), key
+        np.testing.assert_allclose(first[key], value, rtol=1e-6, atol=1e-6, err_msg=key)
+
+
+def test_each_of_two_processes_holds_half_of_the_weights_that_are_spread(spread):
+    assert [float(np.load(spread / f"spread-resumed-{rank}.npz")["held"]) for rank in range(2)] == [0.5, 0.5]
+
+
+def test_a_checkpoint_of_spread_weights_is_whole_and_the_fit_goes_on_from_it_with_the_same_bits(spread):
+    (path,) = (spread / "spread at 12, 0").glob("*.safetensors")
+    tensors, facts = read(path)
+    assert facts["epoch"] * 10 + facts["step"] == 12
+    network = HardSharing(sparse().tasks, mlp(5, (8, 6), norm="layer")).double()
+    for part in ("network", "best"):
+        network.load_state_dict(under(part, tensors, torch.device("cpu")))
+    shapes = {value.shape for value in network.parameters()}
+    assert {tensors[name].shape for name in tensors if name.endswith("/exp_avg")} >= shapes
+    number = list(SPREAD).index("uncertainty, clipped")
+    for rank in range(2):
+        whole, resumed = (np.load(spread / f"spread-{which}-{rank}.npz") for which in (number, "resumed"))
+        for key in whole.files:
+            assert whole[key].tobytes() == resumed[key].tobytes(), key
+
+
+@pytest.mark.parametrize(
+    ("make", "balancer", "options", "told"),
+    [
+        (HardSharing, PCGrad(4), {}, "PCGrad compares gradients.*use a loss weighting"),
+        (HardSharing, UPGrad(4, level="features"), {}, "UPGrad compares gradients.*use a loss weighting"),
+        (SingleTask, Equal(4), {}, "SingleTask cannot be trained.*its tasks stop one by one"),
+        (partial(SoftSharing, strength=0.1), Equal(4), {}, "SoftSharing cannot be trained.*needs its weights whole"),
+        (HardSharing, Equal(4), {"average": 0.9}, "average is 0.9, which"),
+        (HardSharing, Equal(4), {"precision": "float16"}, "precision is float16, which"),
+    ],
+)
+def test_what_needs_weights_whole_is_refused_before_the_first_step(make, balancer, options, told):
+    data = wide(100)
+    network, processes = make(data.tasks, mlp(5, (4,))), Processes(0, 2, sharded=True)
+    with pytest.raises(InputError, match=told):
+        fit(network, balancer, data, settings=TrainSettings(**options), processes=processes)
+
+
 @pytest.mark.parametrize("own_rows", [False, True])
 def test_the_shares_of_a_batch_are_the_batch(own_rows):
     data = wide(101)
@@ -152,6 +213,16 @@ def test_a_killed_process_ends_the_other_with_a_message_and_all_go_on_from_the_c
     whole, resumed, other = (np.load(tmp_path / f"{name}.npz") for name in ("whole-0", "resumed-0", "resumed-1"))
     for key in whole.files:
         assert whole[key].tobytes() == resumed[key].tobytes() == other[key].tobytes(), key
+
+
+def test_a_killed_process_ends_one_that_shares_its_weights_too(tmp_path):
+    children = start("kill, spread", tmp_path)
+    children[1].wait(timeout=120)
+    died = time.monotonic()
+    codes, said = end(children)
+    assert time.monotonic() - died < 15
+    assert codes[0] not in (0, None)
+    assert "ProcessLostError: process 0 of 2 lost the others" in said[0]
 
 
 def test_a_hung_process_is_given_up_after_the_time_out_and_the_launcher_leaves_none(tmp_path):

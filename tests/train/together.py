@@ -1,6 +1,7 @@
 """What each of two processes does in test_parallel.py: python -m tests.train.together MODE FOLDER."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from tests.train.test_growth import pairs
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from polytask.balance import (
+    FAMO,
     CAGrad,
     Equal,
     NashMTL,
@@ -28,6 +30,8 @@ from polytask.balance import (
 )
 from polytask.deep import AdaptiveSharing, HardSharing, mlp
 from polytask.train import TrainSettings, fit, join_processes
+from polytask.train.parallel import Processes
+from polytask.train.sharding import spread_network
 
 SETTINGS = TrainSettings(max_epochs=5, batch_size=32, device="cpu", learning_rate=1e-2, checkpoint_seconds=1e6)
 BALANCERS = {
@@ -137,28 +141,81 @@ def plain(fitted):
     return found | {"train": fitted.train_curve, "valid": fitted.valid_curve, "best": fitted.best_epoch}
 
 
-class Struck(PCGrad):
-    """Process 1 is struck in its 25th step."""
+SPREAD = {
+    "equal": (lambda data: Equal(4), {}),
+    "uncertainty, clipped": (BALANCERS["uncertainty"], {"clip": 0.1, "weight_decay": 0.1}),
+    "famo": (lambda data: FAMO(4), {}),
+    "in parts": (lambda data: Equal(4), {"accumulate": 2}),
+    "own rows": (lambda data: Equal(4), {"sampling": "round", "batch_size": 8}),
+}
 
-    blow = staticmethod(lambda: None)
-    calls = 0
+
+def spread_case(name, processes=None, folder=None, blow=None):
+    """Fit one case in float64 for 20 steps, with weights spread over the processes where there are two."""
+    make, options = SPREAD[name]
+    data, valid = sparse(), sparse(seed=1)
+    network = HardSharing(data.tasks, mlp(5, (8, 6), norm="layer", seed=0)).double()
+    balancer = make(data).double()
+    settings = replace(SETTINGS, max_epochs=2, checkpoint_seconds=0.0, **options)
+    with struck(type(balancer), blow, 13):
+        fitted = fit(network, balancer, data, valid, settings=settings, seed=2, processes=processes, checkpoint=folder)
+    assert fitted.network is network
+    return plain(fitted)
+
+
+def held(processes):
+    """Return which share of the weights this process holds between steps."""
+    network = HardSharing(sparse().tasks, mlp(5, (8, 6), seed=0))
+    values = list(spread_network(network, torch.device("cpu"), processes.size).parameters())
+    return sum(value.to_local().numel() for value in values) / sum(value.numel() for value in values)
+
+
+class StopError(Exception):
+    pass
+
+
+def stop():
+    raise StopError
+
+
+def spread_cases(processes, folder):
+    processes = Processes(processes.rank, processes.size, sharded=True)
+    for number, name in enumerate(SPREAD):
+        np.savez(folder / f"spread-{number}-{processes.rank}.npz", **spread_case(name, processes))
+    try:
+        spread_case("uncertainty, clipped", processes, folder / "spread", stop)
+    except StopError:
+        shutil.copytree(folder / "spread", folder / f"spread at 12, {processes.rank}")
+    resumed = spread_case("uncertainty, clipped", processes, folder / "spread")
+    np.savez(folder / f"spread-resumed-{processes.rank}.npz", **resumed, held=held(processes))
+
+
+@contextmanager
+def struck(kind, blow, step):
+    """Let a balancer's n-th backward pass begin with a blow."""
+    usual, calls = kind.backward, [0]
 
     def backward(self, *args, **options):
-        Struck.calls += 1
-        if Struck.calls == 25:
-            Struck.blow()
-        return super().backward(*args, **options)
+        calls[0] += 1
+        if calls[0] == step and blow is not None:
+            blow()
+        return usual(self, *args, **options)
+
+    kind.backward = backward
+    try:
+        yield
+    finally:
+        kind.backward = usual
 
 
-def noisy(folder, processes, blow=None, seed=0):
-    """Fit a network that draws dropout masks and has batch norm, with checkpoints."""
+def noisy(folder, processes, blow=None, seed=0, balancer=None):
+    """Fit a network that draws dropout masks and has batch norm, with checkpoints; a process is struck in step 25."""
     data, valid = sparse(seed), sparse(seed=1)
     network = HardSharing(data.tasks, mlp(5, (8, 6), dropout=0.3, norm="batch", seed=0))
-    if blow is not None:
-        Struck.blow = staticmethod(blow)
-    Struck.__name__ = "PCGrad"
+    balancer = balancer or PCGrad(4)
     settings = replace(SETTINGS, checkpoint_seconds=0.0)
-    return fit(network, Struck(4), data, valid, settings=settings, seed=2, processes=processes, checkpoint=folder)
+    with struck(type(balancer), blow, 25):
+        return fit(network, balancer, data, valid, settings=settings, seed=2, processes=processes, checkpoint=folder)
 
 
 def main(mode, folder):
@@ -169,8 +226,12 @@ def main(mode, folder):
         if mode == "cases":
             for number, name in enumerate(CASES):
                 np.savez(folder / f"{number}-{rank}.npz", **case(name, processes))
+            spread_cases(processes, folder)
         elif mode == "kill":
-            noisy(folder / "run", processes, (lambda: os.kill(os.getpid(), signal.SIGKILL)) if rank else None)
+            noisy(folder / "run", processes, kill if rank else None)
+        elif mode == "kill, spread":
+            processes = Processes(rank, 2, sharded=True)
+            noisy(folder / "run", processes, kill if rank else None, balancer=Equal(4))
         elif mode == "hang":
             noisy(folder / "run", processes, (lambda: hang(folder)) if rank else None)
         elif mode == "run":
@@ -180,6 +241,10 @@ def main(mode, folder):
             noisy(folder / "run", processes, seed=rank)
         elif mode == "drift":
             noisy(folder / "run", processes, drift if rank else None)
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def hang(folder):

@@ -3,14 +3,14 @@
     weighting:     A (T, T) -> w (T,)         :class:`TorchJDWeighting`
     scalarizer:    L (T,) -> one number       :class:`TorchJDScalarizer`
 
-The object is handed over, so TorchJD is needed only by who uses it. Its state is saved as far as it
-keeps it in parameters and buffers. What it draws depends on a seed and on the number of the step, so that processes
-that train together draw the same.
+The object is handed over, so TorchJD is needed only by who uses it. Its state is saved as far as it keeps it in
+parameters and buffers; what it keeps elsewhere (GradVac and PCD: the size they made them for) begins anew. What it
+draws depends on a seed and on the number of the step, so that processes that train together draw the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class TorchJDWeighting(GramBalancer):
         super().__init__(n_tasks, level=level, every=every)
         self.weighting, self.seed = weighting, seed
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_fill_unset)
 
     def gram_weights(self, gram: Tensor, losses: Tensor) -> Tensor:  # noqa: ARG002  # of the contract
         """Return the object's weights; besides its own state, the count of draws is remembered."""
@@ -73,6 +74,7 @@ class TorchJDScalarizer(Balancer):
         super().__init__()
         self.scalarizer, self.seed = scalarizer, seed
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_fill_unset)
 
     def backward(
         self,
@@ -100,3 +102,12 @@ class TorchJDScalarizer(Balancer):
             weights[present] = chosen.grad
         losses.backward(weights)  # type: ignore[no-untyped-call]  # torch's is
         return weights
+
+
+def _fill_unset(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Fill buffers that the object sets when first used, and that loading would refuse before."""
+    for name, part in module.named_modules(prefix=prefix.rstrip(".")):
+        for key in [key for key, value in part._buffers.items() if value is None]:
+            found = state.get(f"{name}.{key}" if name else key)
+            if found is not None:
+                part._buffers[key] = found.clone()

@@ -58,6 +58,7 @@ from polytask.train.record import Recorder, Several
 from polytask.train.sampling import DrawnTasks, make_sampler
 from polytask.train.sequence import TaskSampler
 from polytask.train.settings import TrainSettings as TrainSettings
+from polytask.train.sharding import check_spreadable, gathered, is_part, spread, spread_network, whole
 
 _FEW_ROWS = 5
 _SEEDS = 0x9E3779B97F4A7C15
@@ -151,7 +152,8 @@ def fit(
         checkpoint and then raises KeyboardInterrupt; a second Ctrl-C does not wait.
     processes
         Those that train together (:func:`~polytask.train.parallel.join_processes`), each of which calls this with the
-        same arguments; the first one writes checkpoints, which all must be able to read. None: this one alone.
+        same arguments; the first one writes checkpoints, which all must be able to read. None: this one alone. Where
+        they spread their weights, ``network`` changes at the end only.
     record
         Notes one event per epoch (:mod:`polytask.train.record`), in the first process.
 
@@ -185,6 +187,11 @@ def fit(
     balancer.check(
         network.shared_parameters(), features=one_trunk, network=type(network).__name__, apart=_apart(settings)
     )
+    given = network
+    if processes.sharded:
+        check_spreadable(network, balancer, settings)
+        processes.check_same(network.state_dict(), "before the first step")
+        network = spread_network(network, device, processes.size)
     own_seed = (seed + processes.rank * _SEEDS) % 2**63
     with torch.random.fork_rng(devices=_cuda_index(device)):
         torch.default_generator.manual_seed(own_seed)
@@ -197,7 +204,11 @@ def fit(
         loop.resume()
         if processes.rank == 0:
             loop.note_to(Several(record) if isinstance(record, Sequence) else record)
-        with _patient_interrupt(checkpoint is not None) as interrupted, loop.short_of_memory():
+        with (
+            _patient_interrupt(checkpoint is not None) as interrupted,
+            loop.short_of_memory(),
+            processes.told_if_lost(),
+        ):
             stop, first = False, processes.rank == 0
             try:
                 while loop.advance():
@@ -217,6 +228,8 @@ def fit(
                 raise
         loop.finish()
         loop.note("end")
+        if processes.sharded:
+            loop.gather_into(given)
     if progress is not None and first:
         progress(f"stopped after {loop.epoch} epochs", 1.0)
     return loop.fitted()
@@ -301,7 +314,7 @@ class _Loop:
                 "torch": torch.__version__,
                 "device": device.type,
             }
-            first = {**network.state_dict(), **disk.flatten("balancer", balancer.state_dict())}
+            first = {**whole(network.state_dict()), **disk.flatten("balancer", balancer.state_dict())}
             arrays = [{name: value.detach().cpu().numpy() for name, value in first.items()}]
             arrays += [dict(part.describe()) for part in (self.train, self.valid) if part is not None]
             arrays += [] if alike is None else [{"groups": alike.of_row}]
@@ -329,14 +342,16 @@ class _Loop:
         """Return the optimiser's groups: one per scale of the learning rate and decay, so that few calls step all."""
         biases = {id(value) for name, value in named if "bias" in name.rsplit(".", 1)[-1]}
         balancing = [value for value in self.balancer.parameters() if value.requires_grad]
-        alike: dict[tuple[float, float], list[nn.Parameter]] = {}
+        alike: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for group in [*self.network.parameter_groups(), ParameterGroup(balancing, weight_decay=False)]:
             for value in group.parameters:
                 if value.requires_grad:
                     decays = group.weight_decay and id(value) not in biases
-                    key = (group.learning_rate_scale, self.settings.weight_decay if decays else 0.0)
+                    key = (group.learning_rate_scale, self.settings.weight_decay if decays else 0.0, is_part(value))
                     alike.setdefault(key, []).append(value)
-        return [{"params": values, "weight_decay": decay, "scale": scale} for (scale, decay), values in alike.items()]
+        return [
+            {"params": values, "weight_decay": decay, "scale": scale} for (scale, decay, _), values in alike.items()
+        ]
 
     # -- one step, one epoch ------------------------------------------------------------------
 
@@ -579,7 +594,7 @@ class _Loop:
         if self.valid is not None:
             self.network.eval()
             batches = self.valid.everything(self.own_rows)
-            with torch.no_grad():
+            with torch.no_grad(), gathered(self.network):
                 for batch in islice(batches, self.processes.rank, None, self.processes.size):
                     losses, number, _ = self.measure(batch)
                     sums += losses * number
@@ -698,6 +713,12 @@ class _Loop:
                     stacklevel=3,
                 )
 
+    def gather_into(self, network: SharingNetwork) -> None:
+        """Put the weights that are spread over processes into a whole network, and go on with that."""
+        network.to(self.device).load_state_dict(whole(self.network.state_dict()))
+        network.eval()
+        self.network = network
+
     def fitted(self) -> Fitted:
         curves = torch.stack(self.curves).numpy() if self.curves else np.zeros((0, 2, self.train.n_tasks))
         best = self.best_epoch.expand(self.train.n_tasks).numpy().copy()
@@ -720,8 +741,6 @@ class _Loop:
         on_device = self.device.type == "cuda"
         random_cuda = self.processes.gather(torch.cuda.get_rng_state(self.device)) if on_device else None
         self.saved = time.monotonic()
-        if self.processes.rank > 0:
-            return
         tensors = {
             **disk.flatten("network", self.network.state_dict()),
             **disk.flatten("balancer", self.balancer.state_dict()),
@@ -744,6 +763,9 @@ class _Loop:
             tensors |= disk.flatten("average", self.average.values)
         for number, value in enumerate(self._optimised()):
             tensors |= disk.flatten(f"optimiser/{number}", self.optimiser.state.get(value, {}))
+        tensors = whole(tensors)
+        if self.processes.rank > 0:
+            return
         facts: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "phase": self.phase}
         if self.first_dropped:
             facts["first_dropped"] = self.first_dropped
@@ -761,16 +783,17 @@ class _Loop:
         if found is None:
             return
         tensors, facts = found
-        self.network.load_state_dict(disk.under("network", tensors, self.device))
+        like = self.network.state_dict()
+        self.network.load_state_dict(spread(disk.under("network", tensors, self.device), like))
         for name, values in disk.under("own", tensors, self.device).items():  # such as batch norm's running means
             self.network.get_buffer(name).copy_(values[self.processes.rank])
         self.gather_parameters({})  # a network that grew has others than at the start
         self.balancer.load_state_dict(disk.under("balancer", tensors, self.device))
-        self.best_weights = disk.under("best", tensors, self.device)
+        self.best_weights = spread(disk.under("best", tensors, self.device), like)
         for number, value in enumerate(self._optimised()):
             state = disk.under(f"optimiser/{number}", tensors, self.device)
             if state:
-                self.optimiser.state[value] = state
+                self.optimiser.state[value] = spread(state, dict.fromkeys(state, value))
         self.best, self.best_epoch = tensors["stop/best"], tensors["stop/best_epoch"]
         self.stopped = tensors["stop/stopped"]
         self.skip_stopped()

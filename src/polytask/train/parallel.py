@@ -14,7 +14,7 @@ statistics of each process's rows; its running means are averaged after every ep
 
 Messages: labels of each task per step, losses, what the balancer compares, and one sum of all gradients. After every
 epoch the processes compare digests of all weights and stop where these differ. Nothing here can hold or
-run code: only tensors are sent.
+run code: only tensors are sent. Weights may be spread over the processes (:mod:`polytask.train.sharding`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from polytask.balance.exchange import Exchange
 from polytask.core.errors import InputError, PolytaskError
+from polytask.train.sharding import is_part
 
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -54,6 +55,8 @@ class Processes:
         Where tensors are sent from; also the device of a fit whose setting is ``"auto"``.
     summed_grams
         See :class:`~polytask.balance.exchange.Exchange`.
+    sharded
+        Whether a fit spreads its weights over the processes.
     """
 
     def __init__(
@@ -63,8 +66,10 @@ class Processes:
         *,
         device: torch.device | None = None,
         summed_grams: bool = False,
+        sharded: bool = False,
     ) -> None:
         self.rank, self.size, self.summed_grams = rank, size, summed_grams
+        self.sharded = sharded and size > 1
         self.device = device or torch.device("cpu")
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -72,15 +77,23 @@ class Processes:
         if self.size == 1:
             return tensor
         sent = tensor.detach().to(self.device, copy=True).contiguous()
-        try:
+        with self.told_if_lost():
             dist.all_reduce(sent)
+        return sent.to(tensor.device)
+
+    @contextmanager
+    def told_if_lost(self) -> Iterator[None]:
+        """Say in one sentence, where sending or waiting fails, that the others are lost."""
+        try:
+            yield
         except RuntimeError as error:
+            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
             raise ProcessLostError(
                 f"process {self.rank} of {self.size} lost the others: one ended (look at its own message) or did not "
                 "answer within time_out; start all again, and training goes on from the last checkpoint. "
                 f"PyTorch says: {str(error).splitlines()[0]}"
             ) from error
-        return sent.to(tensor.device)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Return what every process has, ``(size, …)``."""
@@ -95,8 +108,9 @@ class Processes:
         return [bool(count) for count in self.sum(torch.tensor(facts, dtype=torch.int64))]
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace gradients by their sums over processes, in one message."""
+        """Replace gradients by their sums over processes, in one message; those of spread weights are sums already."""
         found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        found = [gradient for gradient in found if not is_part(gradient)]
         if self.size > 1 and found:
             _spread(self.sum(_joined(found)), found)
 
@@ -108,11 +122,14 @@ class Processes:
             _spread(self.sum(_joined(apart)) / self.size, apart)
 
     def differing(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        """Return the names of tensors that are not the same, bit for bit, in all processes."""
-        if self.size == 1 or not tensors:
+        """Return the names of tensors that are not the same, bit for bit, in all processes; parts never are."""
+        digests = {
+            name: _digest(name, value) for name, value in tensors.items() if self.size > 1 and not is_part(value)
+        }
+        if not digests:
             return []
-        everyone = self.gather(torch.tensor([_digest(name, value) for name, value in tensors.items()]))
-        return [name for name, same in zip(tensors, (everyone == everyone[0]).all(0), strict=True) if not same]
+        everyone = self.gather(torch.tensor(list(digests.values())))
+        return [name for name, same in zip(digests, (everyone == everyone[0]).all(0), strict=True) if not same]
 
     def check_same(self, tensors: Mapping[str, Tensor], when: str) -> None:
         """Refuse to go on where tensors are not the same, bit for bit, in all processes.
@@ -139,7 +156,7 @@ class Processes:
 
 @contextmanager
 def join_processes(
-    *, time_out: float = 600.0, backend: str | None = None, summed_grams: bool = False
+    *, time_out: float = 600.0, backend: str | None = None, summed_grams: bool = False, sharded: bool = False
 ) -> Iterator[Processes]:
     """Join the processes that a launcher started, and part at the end.
 
@@ -152,6 +169,9 @@ def join_processes(
     summed_grams
         Compare parameter gradients by summed Gram matrices: cheaper, approximate
         (:class:`~polytask.balance.exchange.Exchange`).
+    sharded
+        Spread weights, gradients and the optimiser's state over the processes, for networks that are too large for one
+        (:mod:`polytask.train.sharding`); with loss weightings only.
 
     Raises
     ------
@@ -183,7 +203,9 @@ def join_processes(
         except RuntimeError as error:
             raise ProcessLostError(f"the processes did not come together within {time_out:g} s: {error}") from error
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size(), device=device, summed_grams=summed_grams)
+        yield Processes(
+            dist.get_rank(), dist.get_world_size(), device=device, summed_grams=summed_grams, sharded=sharded
+        )
     finally:
         if own:
             dist.destroy_process_group()
