@@ -26,8 +26,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -58,6 +59,7 @@ from polytask.train.record import Recorder, Several
 from polytask.train.sampling import DrawnTasks, make_sampler
 from polytask.train.sequence import TaskSampler
 from polytask.train.settings import TrainSettings as TrainSettings
+from polytask.train.undo import Undo
 from polytask.train.sharding import check_spreadable, gathered, is_part, spread, spread_network, whole
 
 _FEW_ROWS = 5
@@ -149,7 +151,8 @@ def fit(
     checkpoint
         Folder for checkpoints. A fit with the same settings, seed, data and first weights goes on from
         the one it finds there; others are left alone. Ctrl-C waits for the end of the step, writes a
-        checkpoint and then raises KeyboardInterrupt; a second Ctrl-C does not wait.
+        checkpoint and then raises KeyboardInterrupt; a second Ctrl-C does not wait. A step that runs out of memory is
+        undone and the one before it written, in one process and unless the weights had begun to move.
     processes
         Those that train together (:func:`~polytask.train.parallel.join_processes`), each of which calls this with the
         same arguments; the first one writes checkpoints, which all must be able to read. None: this one alone. Where
@@ -165,7 +168,7 @@ def fit(
         The loss of a task is not finite in an epoch, or in a step where ``on_nonfinite="stop"``; names task, step and
         rows.
     OutOfMemoryError
-        There is not enough memory for a step; says how to need less, and that the last checkpoint can be used.
+        There is not enough memory for a step; says how to need less, and from where the fit can go on.
     DiskError
         A checkpoint cannot be written.
     ProcessLostError
@@ -236,7 +239,7 @@ def fit(
 
 
 class _Loop:
-    """State of a fit; it is whole (could be saved) whenever :meth:`advance` returns."""
+    """State of a fit; it is whole (could be saved) whenever :meth:`advance` returns, and can be made so in a step."""
 
     def __init__(
         self,
@@ -302,6 +305,7 @@ class _Loop:
         self.record: Recorder | None = None
         self.used, self.uses = torch.zeros(2, n_tasks, device=device, dtype=dtype)
         self.whole = True
+        self.undo: Callable[[], None] | None = None
         self.path: Path | None = None
         if checkpoint is not None or self.processes.size > 1:
             facts = {
@@ -363,13 +367,33 @@ class _Loop:
             self.sampler.start(self.epoch)
             self.network.train()
         if self.step < self.sampler.steps:
-            self.whole = False
+            undo = None if self.path is None else self.undoing()
+            self.whole, self.undo = False, undo
             self.update()
             self.step += 1
-            self.whole = True
+            self.whole, self.undo = True, None
         if self.step == self.sampler.steps:
             self.close_epoch()
         return True
+
+    def undoing(self) -> Callable[[], None]:
+        """Return what puts back all that a step changes before the optimiser moves the weights."""
+
+        def places() -> dict[str, Tensor]:
+            return {
+                **disk.flatten("network", dict(self.network.named_buffers())),
+                **disk.flatten("balancer", self.balancer.state_dict()),
+                **{name: getattr(self, name) for name in ("sums", "counts", "used", "uses", "dropped")},
+            }
+
+        tensors = Undo(places, self.device)
+        scale, calm, first_dropped = self.precision.scale, self.precision.calm, dict(self.first_dropped)
+
+        def undo() -> None:
+            tensors.restore()
+            self.precision.scale, self.precision.calm, self.first_dropped = scale, calm, first_dropped
+
+        return undo
 
     def over(self) -> bool:
         return self.epoch >= self.settings.max_epochs or not self.sampler.steps or bool(self.stopped.all())
@@ -430,6 +454,7 @@ class _Loop:
             few = ", ".join(map(str, rows[:_FEW_ROWS].tolist())) + (", …" if len(rows) > _FEW_ROWS else "")
             where = f"{place}, with training rows {few} ({len(rows)} in all)"
             if self.settings.on_nonfinite == "stop":
+                self.save()
                 raise DivergedError(
                     f'the loss of task "{name}" is {losses[task].item()} in {where}; look for extreme values there, '
                     f"lower learning_rate ({self.settings.learning_rate:g}), or leave the task out of such steps: "
@@ -478,6 +503,7 @@ class _Loop:
         self.network.penalty_gradient()
         if self.settings.clip is not None:
             (_clip_each if self.separate else nn.utils.clip_grad_norm_)(self.parameters, self.settings.clip)
+        self.undo = None
         self.optimiser.step()
         self.network.after_step(rate)
         if self.average is not None:
@@ -524,11 +550,11 @@ class _Loop:
     def close_epoch(self) -> None:
         train = self.sums / self.counts  # no label: 0 / 0
         self.skip_stopped()
-        self.whole = False
         if self.processes.size > 1:
             self.processes.average(dict(self.network.named_buffers()))
         with nullcontext() if self.average is None else self.average.in_place(self.network):
             valid = self.valid_losses()
+            self.whole = False
             curve = torch.stack([train, valid]).double().cpu()
             if self.each_stops and self.curves:
                 curve = torch.where(self.stopped, self.curves[-1], curve)
@@ -732,9 +758,12 @@ class _Loop:
         return writes and time.monotonic() - self.saved >= self.settings.checkpoint_seconds
 
     def save(self) -> None:
-        """Write a checkpoint; a step that was broken off half-way is not one."""
-        if self.path is None or not self.whole:
+        """Write a checkpoint of the last finished step; there is none once a step has begun to move the weights."""
+        if self.path is None or not (self.whole or self.undo):
             return
+        if self.undo is not None:
+            self.undo()
+            self.whole, self.undo = True, None
         buffers = dict(self.network.named_buffers())
         own = {name: self.processes.gather(buffers[name]) for name in self.processes.differing(buffers)}
         random = self.processes.gather(torch.get_rng_state())
@@ -814,20 +843,35 @@ class _Loop:
 
     @contextmanager
     def short_of_memory(self) -> Iterator[None]:
-        """Say what to do where memory runs out; what the step left half-done is not written."""
+        """Write the last finished step where memory runs out, if that can be done, and say how to go on."""
         try:
             yield
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, PolytaskError) or not _is_out_of_memory(error):
                 raise
-            settings, written = self.settings, self.saved > self.began
-            where = f"the checkpoint {self.path}" if written else "the start, since no checkpoint was due yet"
+            traceback.clear_frames(error.__traceback__)  # what the step had computed
+            self.optimiser.zero_grad()
+            self.rescue()
+            parts, stepping = self.settings.accumulate, self.step < self.sampler.steps
+            place = f"step {self.step + 1}" if stepping else "the validation"
+            remedy = f"with accumulate={2 * parts}, which needs about half as much" if stepping else "with more memory"
+            written = self.path is not None and self.path.is_file()
+            where = f"the checkpoint {self.path}" if written else "the start, since there is no checkpoint"
             raise OutOfMemoryError(
-                f"out of memory in step {self.step + 1} of epoch {self.epoch + 1} (batches of "
-                f"{self.sampler.batch_size} rows, accumulate={settings.accumulate}); start the same fit again with "
-                f"accumulate={2 * settings.accumulate}, which needs about half as much and goes on from {where}. "
+                f"out of memory in {place} of epoch {self.epoch + 1} (batches of {self.sampler.batch_size} rows, "
+                f"accumulate={parts}); start the same fit again {remedy}; it goes on from {where}. "
                 f"PyTorch says: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             ) from error
+
+    def rescue(self) -> None:
+        """Write the last finished step, if memory is left for that; several processes would have to agree on it."""
+        if self.processes.size > 1:
+            return
+        try:
+            self.save()
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
 
     def _optimised(self) -> Iterator[nn.Parameter]:
         for group in self.optimiser.param_groups:
