@@ -10,10 +10,12 @@ from tests.train.examples import wide
 from tests.train.test_checkpoint import OFTEN, StopError, assert_same_bits, encoder, run
 
 from polytask.balance import CAGrad, Equal, PCGrad, Uncertainty
+from polytask.balance.base import LossBalancer
 from polytask.core.errors import InputError
 from polytask.deep import HardSharing, SingleTask, mlp
 from polytask.train import OutOfMemoryError, TrainSettings, fit
 from polytask.train.average import AveragedWeights
+from polytask.train.balancers import BALANCERS, make_balancer
 from polytask.train.loop import _Loop
 from polytask.train.precision import Precision
 
@@ -38,6 +40,46 @@ def test_equal_weights_on_parts_of_a_batch_take_the_steps_of_the_whole(parts, ne
     for key, value in whole.network.state_dict().items():
         torch.testing.assert_close(inparts.network.state_dict()[key], value, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(inparts.train_curve, whole.train_curve, rtol=1e-9)
+
+
+WEIGHTINGS = ("uncertainty", "dwa", "famo", "gls", "imtl-l", "rlw", "scale-normalisation", "stch", "uw-so")
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+@pytest.mark.parametrize("parts", [2, 3])
+def test_loss_weightings_on_parts_of_a_batch_take_the_steps_of_the_whole(name, parts):
+    """In float64; some task has no label in some part."""
+    data = wide(150, missing=0.6).thinned({"ill": 12}, seed=0)
+    whole, inparts = (
+        double(data, make_balancer(name, data.tasks, seed=1), replace(QUICK, accumulate=number))
+        for number in (1, parts)
+    )
+    for first, second in ((whole.network, inparts.network), (whole.balancer, inparts.balancer)):
+        for key, value in first.state_dict().items():
+            torch.testing.assert_close(second.state_dict()[key], value, rtol=1e-8, atol=1e-9, msg=key)
+    np.testing.assert_allclose(inparts.train_curve, whole.train_curve, rtol=1e-9)
+
+
+def test_the_first_look_at_the_parts_draws_no_masks_and_moves_no_running_means():
+    """Equal weights given as learned ones that do not move: the bits are those of weights that need no first look."""
+
+    class Same(Equal):
+        constant = False
+
+    data, found = wide(160), []
+    for balancer in (Equal(4), Same(4)):
+        network = HardSharing(data.tasks, mlp(5, (8, 6), dropout=0.3, norm="batch", seed=0)).double()
+        fitted = fit(network, balancer, data, settings=replace(QUICK, accumulate=2), seed=2)
+        found.append(fitted.network.state_dict())
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-12, atol=1e-14, msg=key)
+
+
+def test_every_loss_weighting_is_tried_in_parts():
+    made = {name: make_balancer(name, wide(20).tasks) for name in BALANCERS}
+    weighting = {name for name, balancer in made.items() if isinstance(balancer, LossBalancer)}
+    assert weighting == {*WEIGHTINGS, "equal"}
+    assert {name for name in weighting if made[name].constant} == {"equal"}
 
 
 def test_other_balancers_balance_each_part_and_take_the_mean_of_the_parts():

@@ -145,9 +145,16 @@ def joint_values(losses: Losses, exchange: Exchange | None) -> Tensor:
 
 
 class LossBalancer(Balancer):
-    """A balancer that weights the losses: one backward pass of ``sum_t w_t L_t`` (abstract)."""
+    """A balancer that weights the losses: one backward pass of ``sum_t w_t L_t`` (abstract).
+
+    Attributes
+    ----------
+    constant
+        True when the weights are the same whatever the losses.
+    """
 
     needs_shared: ClassVar[bool] = False
+    constant: ClassVar[bool] = False
 
     @abstractmethod
     def weights(self, losses: Tensor, present: Tensor) -> Tensor:

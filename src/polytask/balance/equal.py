@@ -9,7 +9,7 @@ number of all tasks, present or not, so an absent task does not change the other
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class Equal(LossBalancer):
     reduction
         ``"sum"`` (weight 1) or ``"mean"`` (weight 1 / T).
     """
+
+    constant: ClassVar[bool] = True
 
     def __init__(self, n_tasks: int, *, reduction: Literal["sum", "mean"] = "sum") -> None:
         super().__init__()

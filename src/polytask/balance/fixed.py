@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class Fixed(LossBalancer):
         One finite weight of at least 0 per task; not all 0.
     """
 
+    constant: ClassVar[bool] = True
     fixed: Tensor
 
     def __init__(self, weights: Sequence[float]) -> None:

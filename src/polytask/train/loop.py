@@ -39,7 +39,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polytask.balance.base import Balancer, GradientBalancer, GramBalancer
+from polytask.balance.base import Balancer, GradientBalancer, GramBalancer, LossBalancer
 from polytask.balance.features import Features, LinearHeads
 from polytask.core.data import TaskData
 from polytask.core.errors import InputError, PolytaskError, unknown
@@ -59,8 +59,8 @@ from polytask.train.record import Recorder, Several
 from polytask.train.sampling import DrawnTasks, make_sampler
 from polytask.train.sequence import TaskSampler
 from polytask.train.settings import TrainSettings as TrainSettings
-from polytask.train.undo import Undo
 from polytask.train.sharding import check_spreadable, gathered, is_part, spread, spread_network, whole
+from polytask.train.undo import Undo
 
 _FEW_ROWS = 5
 _SEEDS = 0x9E3779B97F4A7C15
@@ -282,6 +282,7 @@ class _Loop:
                 f"{settings.accumulate}; use fewer, a larger batch_size or a smaller least_steps (now "
                 f"{settings.least_steps})"
             )
+        self.weighs_first = settings.accumulate > 1 and isinstance(balancer, LossBalancer) and not balancer.constant
         usual = torch.from_numpy(self.sampler.labels / max(1, self.sampler.steps)).to(device, dtype)
         self.usual = usual.clamp(min=1e-9) if settings.missing == "unbiased" else None
         self.constant_loss = _constant_losses(train, valid, self.scaler)
@@ -413,33 +414,70 @@ class _Loop:
         seen = self.labels_of(parts)
         self.optimiser.zero_grad()
         self.lost.clear()
+        given = self.weights_of(parts, seen) if self.weighs_first else None
         for batch, labels in zip(parts, seen, strict=True):
-            present = self.balance(batch, labels)
+            present = self.balance(batch, labels, given)
         self.take_step(rate)
         if self.balancer.needs_second_look:
-            with torch.no_grad():
-                mine, counts, _ = self.measure(parts[-1])
-            _, again, counts, _ = self.join(mine, counts, seen[-1])
+            again, counts = self.losses_of(parts, seen) if self.weighs_first else self.losses_of(parts[-1:], seen[-1:])
             self.balancer.after_step(again, present=(counts > 0) & present & again.isfinite())
 
-    def balance(self, batch: Batch, seen: Seen | None) -> Tensor:
-        """Add the balanced gradients of one part of a batch and return which tasks took part, ``(T,)``."""
-        losses, counts, features = self.measure(batch, balance=True)
-        losses, values, counts, unit = self.join(losses, counts, seen)
+    def losses_of(self, parts: list[Batch], seen: list[Seen | None]) -> tuple[Tensor, Tensor]:
+        """Return the losses and labels of some parts of a batch together, ``(T,)``, without gradient."""
+        with torch.no_grad():
+            found = []
+            for batch, labels in zip(parts, seen, strict=True):
+                mine, counts, _ = self.measure(batch)
+                found.append(self.join(mine, counts, labels)[1:3])
+        losses, labelled = zip(*found, strict=True)
+        return torch.stack(losses).mean(0), torch.stack(labelled).sum(0)
+
+    def weights_of(self, parts: list[Batch], seen: list[Seen | None]) -> tuple[Tensor, Tensor]:
+        """Return a loss weighting's weights for the losses of all parts, and which tasks take part, ``(T,)``.
+
+        What the balancer learns gets its gradient here, times the number of parts, over which gradients are averaged.
+        """
+        undo = Undo(lambda: dict(self.network.named_buffers()), self.device)
+        losses, counts = self.losses_of(parts, seen)
+        undo.restore()  # the parts see the same masks again, and running means move once
+        if not bool(losses.isfinite().all()):
+            self.meet_nonfinite(losses)
+        present = (counts > 0) & losses.isfinite()
+        used = self.balancer.backward(losses.requires_grad_(), [], [], present=present)
+        for value in self.balancer.parameters():
+            if value.grad is not None:
+                value.grad *= len(parts)
+        return used, present
+
+    def balance(self, batch: Batch, seen: Seen | None, given: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Add the balanced gradients of one part of a batch and return which tasks took part, ``(T,)``.
+
+        With ``given`` weights, and tasks that take part, the balancer is not asked.
+        """
+        kept = None if given is None else given[1]
+        losses, counts, features = self.measure(batch, balance=True, kept=kept)
+        losses, values, counts, unit = self.join(losses, counts, seen, kept)
         finite = values.isfinite()
         if not bool(finite.all()):
             self.meet_nonfinite(values)
-            losses, counts, features = self.measure(batch, balance=True, kept=finite)
-            losses, values, counts, unit = self.join(losses, counts, seen, finite)
-        exchange = self.processes.exchange(self.precision.scale)
-        more = {} if exchange is None else {"exchange": exchange}
-        used = self.balancer.backward(losses, self.shared, self.private, present=counts > 0, features=features, **more)
+            kept = finite if kept is None else kept & finite
+            losses, counts, features = self.measure(batch, balance=True, kept=kept)
+            losses, values, counts, unit = self.join(losses, counts, seen, kept)
+        if given is None:
+            exchange = self.processes.exchange(self.precision.scale)
+            more = {} if exchange is None else {"exchange": exchange}
+            used = self.balancer.backward(
+                losses, self.shared, self.private, present=counts > 0, features=features, **more
+            )
+        else:
+            used = given[0].masked_fill(counts == 0, 0.0)
+            losses.backward(used)  # type: ignore[no-untyped-call]  # torch's is
         if self.record is not None:
             self.used += used
             self.uses += counts > 0
         self.sums += values * unit
         self.counts += counts
-        return counts > 0
+        return counts > 0 if given is None else given[1]
 
     def meet_nonfinite(self, losses: Tensor) -> None:
         """Count the tasks whose loss ``(T,)`` is not finite and tell where that was; or stop, before weights change."""

@@ -63,8 +63,9 @@ class TrainSettings:
         number; ``"unbiased"``, with the weight (its labels in the step) / (its labels per step on average), so
         that every label of a task counts alike in an epoch.
     accumulate
-        Parts in which a step's batch is computed, one after the other, to need less memory. Labels count as in
-        one batch; weights of balancers are made for each part by itself, so only ``"equal"`` gives the same update.
+        Parts in which a step's batch is computed, one after the other, to need less memory. The update is that of the
+        whole batch for loss weightings, whose losses are computed first; methods that balance gradients balance each
+        part by itself.
     precision
         ``"float32"`` (or whatever the network has), ``"bfloat16"``, or ``"float16"`` with gradients scaled: the type in
         which matrix products are computed, while weights stay as they are.
