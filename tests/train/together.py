@@ -79,7 +79,12 @@ SCALARIZERS = {
 }
 THEIRS = {f"TorchJD {name}": lambda make=make: TorchJDWeighting(make(), 4, seed=1) for name, make in WEIGHTINGS.items()}
 THEIRS |= {f"TorchJD {name}": lambda make=make: TorchJDScalarizer(make(), seed=1) for name, make in SCALARIZERS.items()}
-CASES = (*BALANCERS, "growing", "own rows", *THEIRS)
+OPTIONS = {
+    "own rows": {"sampling": "round", "batch_size": 8},
+    "balanced": {"sampling": "balanced", "groups": "health"},
+    "uncertainty in parts": {"accumulate": 2},
+}
+CASES = (*BALANCERS, "growing", *OPTIONS, *THEIRS)
 
 
 def sparse(seed=0, n=300):
@@ -105,9 +110,9 @@ def case(name, processes=None):
     else:
         data, valid = sparse(), sparse(seed=1)
         network = HardSharing(data.tasks, mlp(5, (8, 6), seed=0))
-    balancer = THEIRS[name]() if name in THEIRS else BALANCERS.get(name, BALANCERS["pcgrad"])(data)
-    settings = replace(SETTINGS, sampling="round", batch_size=8) if name == "own rows" else SETTINGS
-    settings = replace(SETTINGS, max_epochs=2, batch_size=16) if name in THEIRS else settings
+    ours = BALANCERS.get(name.removesuffix(" in parts"), BALANCERS["pcgrad"])
+    balancer = THEIRS[name]() if name in THEIRS else ours(data)
+    settings = replace(SETTINGS, **({"max_epochs": 2, "batch_size": 16} if name in THEIRS else OPTIONS.get(name, {})))
     with updates() as seen:
         fitted = fit(network.double(), balancer.double(), data, valid, settings=settings, seed=2, processes=processes)
     return plain(fitted) | {f"update {step}": value.numpy() for step, value in enumerate(seen)}
