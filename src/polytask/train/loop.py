@@ -488,8 +488,9 @@ class _Loop:
             self.lost.add(task)
             self.dropped[task] += 1
             name, place = self.train.names[task], f"step {self.step + 1} of epoch {self.epoch + 1}"
-            rows = (batch.rows[task] if batch.rows.ndim == 2 else batch.rows)[batch.present[task]].unique()
-            few = ", ".join(map(str, rows[:_FEW_ROWS].tolist())) + (", …" if len(rows) > _FEW_ROWS else "")
+            found = (batch.rows[task] if batch.rows.ndim == 2 else batch.rows)[batch.present[task]]
+            rows = np.unique(found.cpu().numpy()).tolist()
+            few = ", ".join(map(str, rows[:_FEW_ROWS])) + (", …" if len(rows) > _FEW_ROWS else "")
             where = f"{place}, with training rows {few} ({len(rows)} in all)"
             if self.settings.on_nonfinite == "stop":
                 self.save()
@@ -501,7 +502,7 @@ class _Loop:
             if name not in self.first_dropped:
                 self.first_dropped[name] = where
                 facts = {"task": name, "epoch": self.epoch + 1, "step": self.step + 1}
-                self.note("left out", {**facts, "rows": rows[:_FEW_ROWS].tolist(), "n_rows": len(rows)})
+                self.note("left out", {**facts, "rows": rows[:_FEW_ROWS], "n_rows": len(rows)})
 
     def labels_of(self, parts: list[Batch]) -> list[Seen | None]:
         """Count the labels of each part of a step, over processes; None where the one part is all there is."""
