@@ -51,16 +51,16 @@ METHODS = (
     Method(SINGLE, "single-task-network"),
     Method(HARD, "hard-sharing"),
     Method(WIDE, "hard-sharing", wide=True),
-    Method("soft sharing, L2", "soft-sharing", grid=grid("strength", 0.1, 1.0, 10.0)),
-    Method(TRACE, "trace-norm-sharing", grid=grid("strength", 1.0, 3.0, 10.0)),
+    Method("soft sharing, L2", "soft-sharing", grid=grid("strength", 1.0, 10.0, 100.0)),
+    Method(TRACE, "trace-norm-sharing", grid=grid("strength", 3.0, 30.0, 300.0)),
     Method(CROSS_STITCH, "cross-stitch", left_out=_SQUARED),
     Method("sluice", "sluice", left_out=_SQUARED),
-    Method("relationship network", "relationship-network", grid=grid("strength", 1.0, 10.0, 100.0)),
+    Method("relationship network", "relationship-network", grid=grid("strength", 0.3, 10.0, 300.0)),
     *(
-        Method(label, "tensor-factorisation", {"form": form}, grid("tolerance", 0.1, 0.3, 0.5))
+        Method(label, "tensor-factorisation", {"form": form}, grid("tolerance", 0.2, 0.4, 0.6))
         for label, form in zip(FACTORISED, ("laf", "tucker", "tt"), strict=True)
     ),
-    Method(ADAPTIVE, "adaptive-sharing", grid=grid("alpha", 2.0, 8.0, 32.0), left_out=_ALONE, holds_out=True),
+    Method(ADAPTIVE, "adaptive-sharing", grid=grid("alpha", 8.0, 32.0, 128.0), left_out=_ALONE, holds_out=True),
     Method("low supervision", "low-supervision"),
     Method("joint many-task", "joint-many-task", left_out=_UNORDERED),
     Method("learned branching", "learned-branching", shares_of_epochs={"anneal_epochs": 2 / 3}),
