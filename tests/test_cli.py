@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -447,22 +448,50 @@ def test_in_the_long_form_each_row_gets_its_own_tasks_prediction(polytask, here)
     assert [line[1] for line in lines[4:]] == ["", ""]
 
 
-def test_a_full_disk_gives_exit_74_and_one_sentence(finished, here):
-    """RLIMIT_FSIZE stands for a full disk; the old predictions stay."""
-    (here / "new.csv").write_text(small_table(2000).replace("price,rent,sold", "x,y,z"))
-    (here / "pred.csv").write_text("old")
-    code = f"""
+FULL = """
 import resource, sys
 from polytask.cli import run
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-sys.exit(run(["predict", {str(finished / "runs/houses/model")!r}, "new.csv"]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(run(sys.argv[2:]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here)
-    assert done.returncode == 74
-    assert done.stderr.startswith("Error: cannot write pred.csv")
-    assert len(done.stderr.splitlines()) == 1
+
+
+def on_a_full_disk(limit, *arguments):
+    """Run a command while no file may grow beyond ``limit`` bytes; return the sentence it ends with."""
+    command = [sys.executable, "-c", FULL, str(limit), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 74, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if not line.startswith(" ")]  # what is progress
+    assert "bytes free" in said
+    return said
+
+
+def test_a_full_disk_gives_exit_74_and_one_sentence_and_the_old_predictions_stay(finished, here):
+    (here / "new.csv").write_text(small_table(2000).replace("price,rent,sold", "x,y,z"))
+    (here / "pred.csv").write_text("old")
+    said = on_a_full_disk(1000, "predict", finished / "runs/houses/model", "new.csv")
+    assert said.startswith("Error: cannot write pred.csv: File too large")
     assert (here / "pred.csv").read_text() == "old"
     assert everything(here) == ["new.csv", "pred.csv"]
+
+
+def test_on_a_full_disk_the_earlier_model_stays_and_predicts(polytask, finished, here):
+    shutil.copytree(finished, here, dirs_exist_ok=True)
+    model = here / "runs/houses/model"
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    said = on_a_full_disk(300, "train", "--from", "runs/houses", "--seed", "5")
+    assert said.startswith("Error: cannot write runs/houses/model: File too large")
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    assert polytask("predict", model, "houses.csv")[0] == 0
+
+
+@pytest.mark.parametrize(("limit", "name"), [(100, "config.yaml"), (5000, "runs.sqlite"), (100_000, "report.html")])
+def test_on_a_full_disk_a_comparison_names_the_file_and_goes_on_when_there_is_room(limit, name, polytask, table, here):
+    arguments = ("compare", "houses.csv", "--targets", "price,rent,sold", *SMALL)
+    said = on_a_full_disk(limit, *arguments)
+    assert f"cannot write runs/houses/{name}: " in said
+    assert polytask(*arguments)[0] == 0
+    assert not [found for found in everything(here) if ".tmp-" in found]
 
 
 def test_without_torch_auto_compares_the_linear_methods_and_says_so(table, here):

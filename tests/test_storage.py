@@ -19,7 +19,7 @@ import pytest
 from polytask import Binary, InputError, Ordinal, Regression, TaskData
 from polytask.core.errors import DiskError, ModelRefusedError
 from polytask.registry import learner_class
-from polytask.storage import MANIFEST, load_model, save_model, write_file
+from polytask.storage import MANIFEST, load_model, save_model
 
 FILES = ["encoder.json", "manifest.json", "model.json", "model.safetensors", "schema.json"]
 TASKS = (Regression("price"), Binary("sold", classes=("no", "yes")), Ordinal("state", classes=("poor", "ok", "good")))
@@ -141,16 +141,6 @@ def test_a_full_disk_is_one_sentence_and_the_earlier_model_stays(saved, model, d
     assert {name: (saved / name).read_bytes() for name in FILES} == before
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
     load_model(saved).model.predict(data)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, request):
-    path = tmp_path / "results.json"
-    write_file(path, "old")
-    request.getfixturevalue("small_files")
-    with pytest.raises(DiskError, match=r"results\.json"):
-        write_file(path, "new" * 1000)
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

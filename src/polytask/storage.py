@@ -20,14 +20,15 @@ import os
 import platform
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from polytask.core.errors import DiskError, InputError, ModelRefusedError
+from polytask.core.errors import InputError, ModelRefusedError
+from polytask.core.files import flush_folder, sweep, write_through, writing
 from polytask.core.learner import Model
 from polytask.core.task import task_from
 
@@ -87,42 +88,6 @@ def library_versions() -> dict[str, str]:
 # -- writing ------------------------------------------------------------------------------------
 
 
-def disk_error(path: Path, error: OSError) -> DiskError:
-    """Say in one sentence that ``path`` could not be written, why, and how much space is left."""
-    near = next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))
-    try:
-        free = f"{shutil.disk_usage(near).free:,} bytes free there"
-    except OSError:
-        free = "free space unknown"
-    return DiskError(f"cannot write {path}: {error.strerror or error} ({free}); what was there before is unchanged")
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an :class:`OSError` of the block into a :class:`DiskError` that names ``path``."""
-    try:
-        yield
-    except DiskError:
-        raise
-    except OSError as error:
-        raise disk_error(path, error) from error
-
-
-def write_file(path: str | Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: beside it first, then flushed and renamed."""
-    path = Path(path)
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    beside = path.with_name(f".{path.name[:80]}.tmp-{os.getpid()}")
-    with writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_through(beside, data)
-            beside.replace(path)
-            _flush_folder(path.parent)
-        finally:
-            beside.unlink(missing_ok=True)
-
-
 def save_model(
     folder: str | Path,
     model: Model,
@@ -154,15 +119,15 @@ def save_model(
     folder = Path(folder)
     check_replaceable(folder)
     files = _contents(model, encoder_state, schema, meta)
-    beside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    beside = folder.with_name(f".{folder.name[:80]}.tmp-{os.getpid()}")
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        sweep(folder)
         try:
             beside.mkdir()
             for name, data in files.items():
-                _write_through(beside / name, data)
-            _flush_folder(beside)
+                write_through(beside / name, data)
+            flush_folder(beside)
             _swap(beside, folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -234,48 +199,8 @@ def _swap(beside: Path, folder: Path) -> None:
             raise
     else:
         beside.rename(folder)
-    _flush_folder(folder.parent)
+    flush_folder(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove half-written folders of processes that are gone."""
-    for left in folder.parent.glob(f".{_literal(folder.name)}.tmp-*"):
-        number = left.name.rpartition("-")[2]
-        if number.isdigit() and not _alive(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-def _write_through(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 # -- reading ------------------------------------------------------------------------------------

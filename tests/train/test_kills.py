@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
+from tests import killing
 from tests.train.examples import wide
 from tests.train.test_checkpoint import OFTEN, everything, run
 from polytask.core.errors import DiskError
@@ -32,51 +33,19 @@ place = folder / "checkpoint"
 def fit(checkpoint=None):
     return everything(run("hard", data, valid, checkpoint))
 
-def child(target, act):
-    pid = os.fork()
-    if pid == 0:
-        act()
+def child(target, before):
+    def act():
         try:
             np.savez(target, **fit(place))
         except DiskError as error:
             (folder / "told").write_text(str(error))
             os._exit(74)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1]
-
-class Torn:
-    # a file whose content is written in two pieces
-    def __init__(self, file, moment):
-        self.file, self.moment = file, moment
-    def write(self, content):
-        self.file.write(content[: len(content) // 2])
-        self.file.flush()
-        self.moment()
-        self.file.write(content[len(content) // 2 :])
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-    def __enter__(self):
-        return self
-    def __exit__(self, *found):
-        self.file.close()
+    return killing.child(act, before=before)
 
 def kill_at(number):
-    # SIGKILL at the n-th moment: before and after every call that a step and a checkpoint are made of, and between the
-    # halves of a checkpoint's bytes
-    def act():
-        seen = [0]
-        def moment():
-            seen[0] += 1
-            if seen[0] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-        for holder, name in ((os, "fsync"), (Path, "replace"), (Path, "open"), (torch.optim.AdamW, "step")):
-            def wrapped(*args, usual=getattr(holder, name), **options):
-                moment()
-                found = usual(*args, **options)
-                moment()
-                return Torn(found, moment) if usual.__name__ == "open" else found
-            setattr(holder, name, wrapped)
-    return act
+    # SIGKILL in a step or in the writing of a checkpoint
+    calls = (os, "fsync"), (Path, "replace"), (Path, "open"), (torch.optim.AdamW, "step")
+    return lambda: killing.kill_at(number, *calls)
 
 def full_disk():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import socket
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ import numpy as np
 
 from polytask.core.data import Ints
 from polytask.core.errors import DiskError, InputError
+from polytask.core.files import free_space
 from polytask.core.results import Run
 from polytask.core.task import Floats
 
@@ -162,16 +162,9 @@ def _disk(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
             raise InputError(f"{path} is not a file of polytask runs; move it away or give another folder") from error
-        raise DiskError(f"cannot write {path}: {error} ({_free(path)})") from error
+        raise DiskError(f"cannot write {path}: {error} ({free_space(path)})") from error
     except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror or error} ({_free(path)})") from error
-
-
-def _free(path: Path) -> str:
-    for place in (path, *path.parents):
-        if place.exists():
-            return f"{shutil.disk_usage(place).free:,} bytes free"
-    return "free space unknown"
+        raise DiskError(f"cannot write {path}: {error.strerror or error} ({free_space(path)})") from error
 
 
 def _owner(folder: Path) -> str:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polytask.core.errors import InputError, unknown
+from polytask.core.files import write_file
 from polytask.core.learner import Progress
 from polytask.core.results import Results
 from polytask.jobs.folders import Events, check_run_folder, locked, run_folder
 from polytask.jobs.tables import advice_in_flags, open_table, read_line, title_of
 from polytask.registry import learner_class, learner_names
 from polytask.settings import AUTO, Settings
-from polytask.storage import write_file
 
 if TYPE_CHECKING:
     from polytask.compare import Plan

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from polytask.core.errors import InputError
-from polytask.storage import writing
+from polytask.core.files import writing
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10))}
 _LONGEST = 80

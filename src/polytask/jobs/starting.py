@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polytask.core.errors import InputError
+from polytask.core.files import write_file
 from polytask.jobs.tables import advice_in_flags, in_flags
 from polytask.settings import Settings, load_settings
-from polytask.storage import write_file
 
 if TYPE_CHECKING:
     from polytask.core.task import Floats

@@ -7,17 +7,16 @@ without ``<``, ``>`` or ``&``, and a content security policy lets only the two s
 from __future__ import annotations
 
 import base64
-import contextlib
 import functools
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polytask.core.errors import DiskError, InputError
+from polytask.core.errors import InputError
+from polytask.core.files import write_file
 from polytask.core.results import Results
 from polytask.report import words
 from polytask.report.facts import facts_of
@@ -63,19 +62,7 @@ def write_html(results: Results | Mapping[str, Any], path: str | os.PathLike[str
         raise InputError(f'path: the folder "{target.parent}" does not exist; create it first')
     if target.is_dir():
         raise InputError(f'path: "{target}" is a folder; give the name of a file, such as report.html')
-    page = to_html(results).encode("utf-8")
-    draft = target.with_name(f".report-{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        free = shutil.disk_usage(target.parent).free
-        raise DiskError(f'cannot write "{target}": {error.strerror} ({free:,} bytes free)') from error
+    write_file(target, to_html(results))
     return target
 
 

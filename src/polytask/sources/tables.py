@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from polytask.core.data import Array, Labels, TaskData
-from polytask.core.errors import DiskError, InputError, MissingExtraError, unknown
+from polytask.core.errors import InputError, MissingExtraError, unknown
+from polytask.core.files import write_file
 from polytask.core.task import Task, task_from
 from polytask.sources.columns import KINDS, Converted, RawColumn, Reader, convert, count_of, plain_number
 from polytask.sources.preflight import Refused, clean_names, read_cells
@@ -772,13 +773,7 @@ def write_csv(path: str | os.PathLike[str], columns: Mapping[str, Any]) -> None:
     lines = [",".join(map(_quote, map(_guard, cells)))]
     lines += [",".join(row) or '""' for row in zip(*cells.values(), strict=True)]
     raw = "\n".join([*lines, ""]).encode("utf-8")
-    scratch = goal.with_name(f".{goal.name}.{os.getpid()}.tmp")
-    try:
-        scratch.write_bytes(gzip.compress(raw, mtime=0) if goal.suffix == ".gz" else raw)
-        scratch.replace(goal)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise DiskError(f"cannot write {goal}: {error.strerror or error}") from error
+    write_file(goal, gzip.compress(raw, mtime=0) if goal.suffix == ".gz" else raw, make_folder=False)
 
 
 def _items(values: Any) -> list[Any]:

@@ -26,7 +26,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from polytask.core.errors import DiskError, MissingExtraError
+from polytask.core.errors import MissingExtraError
+from polytask.core.files import writing
 
 _SERIES = ("train", "valid", "explained", "weights", "cosines", "left_out")
 
@@ -58,7 +59,7 @@ class EventsFile:
         DiskError
             When the file cannot be written.
         """
-        try:
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:
                 file.seek(0)
@@ -66,8 +67,6 @@ class EventsFile:
                 if content and not content.endswith(b"\n"):
                     file.truncate(content.rfind(b"\n") + 1)
                 file.write(json.dumps(event).encode() + b"\n")
-        except OSError as error:
-            raise DiskError(f"cannot write the events file {self.path}: {error.strerror}") from error
 
 
 class TensorBoard:
