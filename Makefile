@@ -68,7 +68,7 @@ bench-balance: .venv/.dev
 bench-verdict: .venv/.dev
 	$(ONE_THREAD) $(BIN)/python benchmarks/verdict_simulation.py
 
-# the published tables of linear multi-task learning; goes on where it was stopped
+# the published tables of linear multi-task learning, about an hour and a half on two cores; goes on where it was stopped
 reproduce-linear: .venv/.dev
 	$(ONE_THREAD) $(BIN)/python benchmarks/reproduce_linear.py --jobs $(JOBS)
 	$(ONE_THREAD) $(BIN)/python benchmarks/reproduce_linear.py --report docs/linear.md

@@ -1,6 +1,6 @@
-"""The published tables of linear multi-task learning, made again with every linear learner of the library.
+"""The published tables of linear multi-task learning, made again with the linear learners of the library.
 
-    python benchmarks/reproduce_linear.py                         everything, on two cores about an hour
+    python benchmarks/reproduce_linear.py                         everything, on two cores about an hour and a half
     python benchmarks/reproduce_linear.py --only school computer  some protocols (the beginning of their names)
     python benchmarks/reproduce_linear.py --only support          recovery of a union of supports
     python benchmarks/reproduce_linear.py --report docs/linear.md from the stored cells write the tables there
