@@ -676,7 +676,7 @@ class _Loop:
         if bad.any():
             part, task = (int(i) for i in np.argwhere(bad)[0])
             name = self.train.names[task]
-            first = f" (not finite first in {self.first_dropped[name]})" if name in self.first_dropped else ""
+            first = f", first in {self.first_dropped[name]}" if part == 0 and name in self.first_dropped else ""
             raise DivergedError(
                 f'the {("training", "validation")[part]} loss of task "{name}" is '
                 f"{curve[part, task].item()} in epoch {self.epoch + 1}{first}; lower learning_rate "
