@@ -285,7 +285,9 @@ def test_a_loss_that_is_not_finite_names_task_and_epoch():
     network = HardSharing(data.tasks, encoder(data))
     with torch.no_grad():
         network.heads.linear.weights["bias"][2, 0] = torch.inf
-    with pytest.raises(DivergedError, match=r'training loss of task "health" is nan in epoch 1, first in step 1 of .*; lower'):
+    with pytest.raises(
+        DivergedError, match=r'training loss of task "health" is nan in epoch 1, first in step 1 of .*; lower'
+    ):
         fit(network, Equal(4), data, settings=with_settings(max_epochs=3))
 
 
