@@ -44,7 +44,7 @@ class TorchJDWeighting(GramBalancer):
         super().__init__(n_tasks, level=level, every=every)
         self.weighting, self.seed = weighting, seed
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
-        self.register_load_state_dict_pre_hook(_fill_unset)
+        self.register_load_state_dict_pre_hook(_fill_unset)  # type: ignore[no-untyped-call]  # torch's is
 
     def gram_weights(self, gram: Tensor, losses: Tensor) -> Tensor:  # noqa: ARG002  # of the contract
         """Return the object's weights; besides its own state, the count of draws is remembered."""
@@ -74,7 +74,7 @@ class TorchJDScalarizer(Balancer):
         super().__init__()
         self.scalarizer, self.seed = scalarizer, seed
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
-        self.register_load_state_dict_pre_hook(_fill_unset)
+        self.register_load_state_dict_pre_hook(_fill_unset)  # type: ignore[no-untyped-call]  # torch's is
 
     def backward(
         self,

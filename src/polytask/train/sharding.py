@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ from polytask.core.errors import InputError
 from polytask.deep.base import SharingNetwork
 from polytask.deep.single import SingleTask
 from polytask.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 _WHOLE = ("penalty_gradient", "after_step", "grow")
 """What a network does to its weights or gradients as a whole."""
@@ -65,7 +69,7 @@ def spread_network(network: SharingNetwork, device: torch.device, size: int) -> 
     Every parameter is cut along its longest side that ``size`` divides, or along its first.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     from torch.distributed.tensor import Shard
 
     def place(parameter: nn.Parameter) -> Shard | None:
@@ -81,21 +85,20 @@ def spread_network(network: SharingNetwork, device: torch.device, size: int) -> 
     copy.all_scores = all_scores  # type: ignore[method-assign]  # of this copy alone
     mesh = init_device_mesh(device.type, (size,))
     found = fully_shard(copy, mesh=mesh, reshard_after_forward=False, shard_placement_fn=place)
-    assert isinstance(found, FSDPModule)
     found.set_gradient_divide_factor(1.0)
     found.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(copy, "all_scores")
     return copy
 
 
-def is_part(tensor: Tensor) -> bool:
+def is_part(tensor: Tensor) -> TypeGuard[DTensor]:
     """Return whether a process holds only its part of this tensor."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors with those that are spread gathered; every process must ask."""
-    return {name: value.full_tensor() if is_part(value) else value for name, value in tensors.items()}  # type: ignore[operator]  # a DTensor
+    return {name: value.full_tensor() if is_part(value) else value for name, value in tensors.items()}
 
 
 def spread(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,13 +111,13 @@ def _spread(value: Tensor, like: Tensor | None) -> Tensor:
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]  # a DTensor
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 @contextmanager
 def gathered(network: nn.Module) -> Iterator[None]:
     """Hold the weights of a spread network whole for a while; processes may then compute unlike numbers of batches."""
-    if not hasattr(network, "unshard"):
+    if not _is_spread(network):
         yield
         return
     network.unshard()
@@ -122,3 +125,7 @@ def gathered(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         network.reshard()
+
+
+def _is_spread(network: object) -> TypeGuard[FSDPModule]:
+    return hasattr(network, "unshard")
