@@ -21,6 +21,7 @@ from polytask.train import (
     NetworkModel,
 )
 from polytask.train.levels import linearly_explained, parse_levels, task_levels
+from polytask.train.network_learner import Run
 
 LEARNERS = {
     "adaptive-sharing": AdaptiveSharingLearner,
@@ -164,7 +165,7 @@ def test_settings_that_leave_one_trunk_give_the_model_of_hard_sharing(learner):
 def test_a_wide_start_is_the_thinned_trunk_of_a_trained_shared_network():
     data, valid = wide(150), wide(50, seed=1)
     learner = AdaptiveSharingLearner(**QUICK, wide=3)
-    network, description = learner._start(data, valid, seed=4, progress=None, checkpoint=None)
+    network, description = learner._start(data, valid, Run(seed=4))
     assert description["widths"] == [8, 6]
     teacher = HardSharingLearner(**{**QUICK, "widths": "24-18"}).fit(data, valid=valid, seed=4).network
     assert isinstance(teacher, HardSharing)
