@@ -1,7 +1,9 @@
-"""Kill a process at a chosen moment of what it writes, and see which processes are left."""
+"""Kill a process at a chosen moment of what it writes, fill its disk, and see which processes are left."""
 
 import os
+import resource
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -47,6 +49,19 @@ def kill_at(number, *calls):
 
     for holder, name in calls:
         setattr(holder, name, watched(getattr(holder, name)))
+
+
+@contextmanager
+def full_disk(most=400):
+    """Let no file grow beyond ``most`` bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def child(act, *, before=lambda: None):

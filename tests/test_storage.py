@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.killing import full_disk
 
 from polytask import Binary, InputError, Ordinal, Regression, TaskData
 from polytask.core.errors import DiskError, ModelRefusedError
@@ -117,21 +116,9 @@ def test_a_class_this_version_does_not_export_cannot_be_saved(tmp_path, model):
 # -- a full disk, a kill ------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_files():
-    """Files may not grow beyond 2000 bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (400, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_full_disk_is_one_sentence_and_the_earlier_model_stays(saved, model, data, request):
+def test_a_full_disk_is_one_sentence_and_the_earlier_model_stays(saved, model, data):
     before = {name: (saved / name).read_bytes() for name in FILES}
-    request.getfixturevalue("small_files")
-    with pytest.raises(DiskError) as caught:
+    with full_disk(), pytest.raises(DiskError) as caught:
         save(saved, model, meta={"second": "x" * 1000})
     message = str(caught.value)
     assert str(saved) in message

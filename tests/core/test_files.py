@@ -1,14 +1,13 @@
 """Files are written whole or not at all: kills at every moment of writing, full disks, leftovers."""
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+from tests.killing import full_disk
 
 from polytask.core.errors import DiskError
 from polytask.core.files import write_file
@@ -71,24 +70,15 @@ def test_killed_at_any_moment_of_writing_a_reader_finds_each_file_as_it_was_or_a
     assert sorted(path.name for path in tmp_path.iterdir()) == names  # leftovers are removed by the next
 
 
-@pytest.fixture
-def small_files():
-    """Files may not grow beyond 400 bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (400, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_full_disk_is_one_sentence_with_path_and_free_bytes_and_the_old_file_stays(tmp_path, request):
+def test_a_full_disk_is_one_sentence_with_path_and_free_bytes_and_the_old_file_stays(tmp_path):
     path = tmp_path / "results.json"
     write_file(path, "old")
-    request.getfixturevalue("small_files")
-    with pytest.raises(
-        DiskError, match=r"^cannot write .*results\.json: File too large \([\d,]+ bytes free there\)"
-    ) as told:
+    with (
+        full_disk(),
+        pytest.raises(
+            DiskError, match=r"^cannot write .*results\.json: File too large \([\d,]+ bytes free there\)"
+        ) as told,
+    ):
         write_file(path, "new" * 1000)
     assert told.value.exit_code == 74
     assert path.read_text() == "old"

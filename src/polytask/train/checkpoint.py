@@ -1,17 +1,13 @@
 """Checkpoints: named tensors and plain facts in one safetensors file, replaced atomically.
 
-The facts are JSON in the file's own header, so tensors and facts cannot disagree. Writing goes to a
-temporary file, which is flushed to disk and renamed over the old one: a reader, or a restart after a
-kill, finds the old checkpoint or the new one, never a mix. Nothing here can hold or run code.
+The facts are JSON in the file's own header, so tensors and facts cannot disagree. A reader, or a restart after a kill,
+finds the old checkpoint or the new one, never a mix (:mod:`polytask.core.files`). Nothing here can hold or run code.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from polytask.core.errors import DiskError, ModelRefusedError
+from polytask.core.errors import ModelRefusedError
+from polytask.core.files import sweep, write_file
 
 _FACTS, _DIGEST = "polytask", "blake2b"
 
@@ -59,22 +56,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(facts)
     content = save(plain, metadata={_FACTS: text, _DIGEST: _digest(text, plain)})
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        free = _free_bytes(path.parent)
-        raise DiskError(
-            f"cannot write the checkpoint {path} ({len(content)} bytes; {free} bytes free): {error.strerror}"
-        ) from error
+    write_file(path, content)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -89,8 +71,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """
     if not path.parent.is_dir():
         return None
-    for partial in path.parent.glob(f"{path.name}.*.tmp"):
-        partial.unlink(missing_ok=True)
+    sweep(path)
     if not path.is_file():
         return None
     try:
@@ -113,19 +94,3 @@ def under(prefix: str, tensors: Mapping[str, Tensor], device: torch.device) -> d
     """Return the tensors whose name starts with ``prefix/``, without it, on ``device``."""
     start = f"{prefix}/"
     return {name.removeprefix(start): tensor.to(device) for name, tensor in tensors.items() if name.startswith(start)}
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _free_bytes(folder: Path) -> str:
-    try:
-        return str(shutil.disk_usage(folder).free)
-    except OSError:
-        return "unknown"
