@@ -1,6 +1,7 @@
 """Training survives what ends it: kills at any moment, also while a checkpoint is written, full disks, bad bytes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from polytask.train.checkpoint import read, write
 
 ROOT = str(Path(__file__).parents[2])
 LAUNCHER = """
-import os, random, resource, signal, sys, time
+import os, random, resource, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
@@ -53,13 +54,22 @@ def full_disk():
 
 whole = fit()
 ends = []
+if mode == "small disk":
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
 if mode == "kills":
     for _ in range(20):
         ends.append(child(folder / "resumed.npz", kill_at(rng.randrange(1, 36))))
     kills = sum(os.WIFSIGNALED(end) for end in ends)
 else:
-    ends = [child(folder / "resumed.npz", kill_at(40)), child(folder / "resumed.npz", full_disk)]
+    ends.append(child(folder / "resumed.npz", kill_at(40)))
+    filler = place / "filler"
+    if mode == "small disk":
+        space = os.statvfs(place)
+        filler.write_bytes(bytes(space.f_bavail * space.f_frsize))
+    ends.append(child(folder / "resumed.npz", full_disk if mode == "small files" else lambda: None))
     assert os.waitstatus_to_exitcode(ends[1]) == 74, ends
+    filler.unlink(missing_ok=True)
     kills = 1
 last = child(folder / "resumed.npz", lambda: None)
 resumed = np.load(folder / "resumed.npz")
@@ -68,9 +78,13 @@ print(kills, os.waitstatus_to_exitcode(last), same, len(list(place.glob(".fit-*.
 """
 
 
-def launch(mode, folder):
+OWN_MOUNTS = ("unshare", "--user", "--map-root-user", "--mount")
+"""Before a command that may mount a file system of its own, which ends with it."""
+
+
+def launch(mode, folder, prefix=()):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", LAUNCHER, str(folder), ROOT, mode]
+    command = [*prefix, sys.executable, "-c", LAUNCHER, str(folder), ROOT, mode]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -81,10 +95,18 @@ def test_twenty_kills_at_random_moments_of_steps_and_writes_end_with_the_bits_of
     assert (kills, last, same, leftovers) == ("20", "0", "True", "0")
 
 
-def test_on_a_full_disk_the_run_says_so_and_goes_on_from_its_checkpoint_when_there_is_room(tmp_path):
-    _, last, same, leftovers = launch("full disk", tmp_path)
+def test_where_no_file_can_grow_the_run_says_so_and_goes_on_from_its_checkpoint_when_there_is_room(tmp_path):
+    _, last, same, leftovers = launch("small files", tmp_path)
     assert (last, same, leftovers) == ("0", "True", "0")
     assert "File too large (" in (tmp_path / "told").read_text()
+
+
+def test_on_a_full_disk_the_run_says_so_and_goes_on_from_its_checkpoint_when_there_is_room(tmp_path):
+    if shutil.which("unshare") is None or subprocess.run([*OWN_MOUNTS, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets no user mount a small disk")
+    _, last, same, leftovers = launch("small disk", tmp_path, OWN_MOUNTS)
+    assert (last, same, leftovers) == ("0", "True", "0")
+    assert "No space left on device (0 bytes free there)" in (tmp_path / "told").read_text()
 
 
 def tensors():

@@ -124,7 +124,7 @@ class _MixInParts(torch.autograd.Function):
         ctx.save_for_backward(matrix, x)
         mixed = x.new_empty(len(matrix) // x.shape[2], *x.shape[1:])
         for rows in _rows_at_a_time(x):
-            mixed[:, rows] = _join(torch.mm(matrix, _split(x[:, rows])), len(mixed), x[:, rows])
+            _multiply(matrix, _split(x[:, rows]), mixed[:, rows])
         return mixed
 
     @staticmethod
@@ -135,8 +135,16 @@ class _MixInParts(torch.autograd.Function):
         for rows in _rows_at_a_time(x):
             arriving = _split(gradient[:, rows])
             of_matrix.addmm_(arriving, _split(x[:, rows]).T)
-            of_x[:, rows] = _join(torch.mm(transposed, arriving), len(x), x[:, rows])
+            _multiply(transposed, arriving, of_x[:, rows])
         return of_matrix, of_x
+
+
+def _multiply(matrix: Tensor, parts: Tensor, found: Tensor) -> None:
+    """Write ``matrix (m·S, n·S)`` times ``parts (n·S, R·c)`` into ``found (m, R, S, c)``; one part needs no copy."""
+    if found.shape[2] == 1:
+        torch.mm(matrix, parts, out=found.flatten(1))
+    else:
+        found.copy_(_join(torch.mm(matrix, parts), len(found), found))
 
 
 def _rows_at_a_time(x: Tensor) -> Iterator[slice]:
