@@ -150,7 +150,7 @@ SPREAD = {
     "equal": (lambda data: Equal(4), {}),
     "uncertainty, clipped": (BALANCERS["uncertainty"], {"clip": 0.1, "weight_decay": 0.1}),
     "famo": (lambda data: FAMO(4), {}),
-    "in parts": (lambda data: Equal(4), {"accumulate": 2}),
+    "uncertainty, in parts": (BALANCERS["uncertainty"], {"accumulate": 2}),
     "own rows": (lambda data: Equal(4), {"sampling": "round", "batch_size": 8}),
 }
 
