@@ -52,7 +52,7 @@ METHODS = (
     Method(HARD, "hard-sharing"),
     Method(WIDE, "hard-sharing", wide=True),
     Method("soft sharing, L2", "soft-sharing", grid=grid("strength", 1.0, 10.0, 100.0)),
-    Method(TRACE, "trace-norm-sharing", grid=grid("strength", 3.0, 30.0, 300.0)),
+    Method(TRACE, "trace-norm-sharing", grid=grid("strength", 0.5, 2.0, 20.0)),
     Method(CROSS_STITCH, "cross-stitch", left_out=_SQUARED),
     Method("sluice", "sluice", left_out=_SQUARED),
     Method("relationship network", "relationship-network", grid=grid("strength", 0.3, 10.0, 300.0)),

@@ -89,7 +89,7 @@ class TraceNormSharingLearner(SharingLearner):
         ``"equal"`` (the sum of the task losses), ``"uncertainty"`` or another loss weighting.
     """
 
-    strength: float = 0.1
+    strength: float = 1.0
     form: str = "laf"
 
     summary: ClassVar[str] = "one network per task, stacked weights pulled to low rank"
@@ -105,7 +105,7 @@ class TraceNormSharingLearner(SharingLearner):
 
     @classmethod
     def search_space(cls) -> dict[str, Distribution]:
-        return {**super().search_space(), "strength": LogUniform(1e-3, 10.0)}
+        return {**super().search_space(), "strength": LogUniform(1e-2, 100.0)}
 
     def _description(self, data: TaskData) -> dict[str, Any]:
         return {**super()._description(data), "strength": float(self.strength), "form": self.form}
