@@ -56,8 +56,8 @@ class TraceNormSharing(CoupledTowers):
     encoder
         The encoder each task gets a copy of, with the same weights.
     strength
-        Weight of the penalty, at least 0. With update "prox" 0.5 to 30 act; the authors' demonstration, with "gradient",
-        takes 1e-3.
+        Weight of the penalty, at least 0. With update "prox" 0.5 to 30 act; the authors' demonstration, which follows
+        the gradient, takes 1e-3.
     form
         Which unfoldings: ``"laf"``, ``"tucker"`` or ``"tt"``.
     normalise
