@@ -146,22 +146,26 @@ def test_a_feature_network_has_a_stage_per_feature_map(own):
 
 
 class Blocks(nn.Module):
-    """What timm's EfficientNet looks like with ``features_only=True``."""
+    """What timm's EfficientNet looks like with ``features_only=True`` or, with ``act1``, its MobileNetV3."""
 
-    def __init__(self):
+    def __init__(self, act1=None):
         super().__init__()
         self.conv_stem, self.bn1 = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4)
+        if act1 is not None:
+            self.act1 = act1
         self.blocks = nn.Sequential(
             nn.Conv2d(4, 4, 3, padding=1), nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.SiLU())
         )
 
     def forward(self, x):
         x = self.bn1(self.conv_stem(x))
+        x = self.act1(x) if hasattr(self, "act1") else x
         return [x := block(x) for block in self.blocks]
 
 
-def test_a_network_of_stem_and_blocks_has_a_stage_for_each():
-    encoder = from_timm(Blocks().eval(), torch.zeros(2, 3, 16, 16))
+@pytest.mark.parametrize("act1", [None, nn.Hardswish(inplace=True)])
+def test_a_network_of_stem_and_blocks_has_a_stage_for_each(act1):
+    encoder = from_timm(Blocks(act1).eval(), torch.zeros(2, 3, 16, 16))
     assert encoder.channels == {"input": 3, "stem": 4, "stage1": 4, "stage2": 6}
     assert_branches_equal_the_copies(perturbed(encoder).eval(), {"image": drawn(ROWS, 3, 16, 16)}, own=False)
 

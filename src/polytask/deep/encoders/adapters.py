@@ -75,7 +75,7 @@ def from_timm(model: nn.Module, example: Tensor) -> Encoder:
     ----------
     model
         ``timm.create_model(name, features_only=True)``: a ``ModuleDict`` run in order, with ``return_layers``, or
-        a network of ``conv_stem``, ``bn1`` and ``blocks`` (EfficientNet).
+        a network of ``conv_stem``, ``bn1`` and ``blocks`` (EfficientNet, MobileNet).
     example
         A few images ``(B, C, H, W)``.
 
@@ -133,9 +133,10 @@ def _timm_parts(model: nn.Module) -> list[tuple[str, nn.Module, bool]]:
     stem = [getattr(model, name, None) for name in ("conv_stem", "bn1", "blocks")]
     if all(isinstance(part, nn.Module) for part in stem):
         blocks = list(model.get_submodule("blocks").children())
+        named = dict(model.named_children())
+        first = [named[name] for name in ("conv_stem", "bn1", "act1") if name in named]  # act1 may be part of bn1
         return [
-            ("conv_stem", model.get_submodule("conv_stem"), False),
-            ("stem", model.get_submodule("bn1"), True),
+            *(("stem", part, part is first[-1]) for part in first),
             *((f"stage{number}", block, True) for number, block in enumerate(blocks, start=1)),
         ]
     raise InputError(
