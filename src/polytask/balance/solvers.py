@@ -64,7 +64,7 @@ def nonnegative_quadratic(Q: Floats, B: Floats, free: NDArray[np.bool_] | None =
     B
         Shape ``(m, T)``.
     free
-        Which variables to let be free at first, boolean ``(m, T)``; default: where b > 0. Left as it is at the end.
+        Which variables to let be free at first, boolean ``(m, T)``; default: a guess. Left as it is at the end.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def nonnegative_quadratic(Q: Floats, B: Floats, free: NDArray[np.bool_] | None =
         Shape ``(m, T)``.
     """
     X = np.zeros_like(B)
-    free = B > 0 if free is None else free
+    free = _guess(Q, B) if free is None else free
     unsolved = np.flatnonzero(free.any(1) | (B > 0).any(1))  # elsewhere x = 0 is the solution
     length = np.sqrt(Q.diagonal())
     for _ in range(_ROUNDS):
@@ -93,6 +93,19 @@ def nonnegative_quadratic(Q: Floats, B: Floats, free: NDArray[np.bool_] | None =
         X[problem] = _lawson_hanson(Q, B[problem])
         free[problem] = X[problem] > 0
     return X
+
+
+def _guess(Q: Floats, B: Floats) -> NDArray[np.bool_]:
+    """Return where two steps of projected gradient descent from ``max(0, b / diag Q)`` end above 0.
+
+    That is nearly where the solutions do, and saves half of the systems that the start b > 0 has solved.
+    """
+    inverse = 1 / Q.diagonal()
+    rate = 2 * inverse / (np.abs(Q) @ inverse).max()
+    X = np.maximum(B * inverse, 0)
+    for _ in range(2):
+        X = np.maximum(X - rate * (X @ Q - B), 0)
+    return X > 0
 
 
 def _solve(A: Floats, b: Floats) -> Floats:
