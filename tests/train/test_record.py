@@ -152,25 +152,25 @@ def test_mlflow_gets_the_numbers_of_an_epoch_under_names_that_it_takes(monkeypat
         def create_run(self, number, run_name):
             return SimpleNamespace(info=SimpleNamespace(run_id=f"run {number} {run_name}"))
 
-        def log_metric(self, *args, step):
-            calls.append((*args, step))
+        def log_batch(self, run, metrics):
+            calls.append((run, metrics))
 
         def set_terminated(self, run):
             calls.append(("end", run))
 
     module = ModuleType("mlflow")
     module.MlflowClient = MlflowClient
+    module.entities = SimpleNamespace(Metric=lambda key, value, timestamp, step: (key, value, timestamp > 0, step))
     monkeypatch.setitem(sys.modules, "mlflow", module)
     recorder = MLflow("sqlite:///x.db", run="r")
     recorder.write(EVENT)
+    recorder.write({**EVENT, "weights": {str(number): 1.0 for number in range(1500)}})
     recorder.write({"event": "end", "epoch": 2})
     assert calls[:2] == ["sqlite:///x.db", "polytask"]
-    assert calls[2:] == [
-        ("run 1 r", "learning_rate", 0.1, 2),
-        ("run 1 r", "train/a", 1.5, 2),
-        ("run 1 r", "weights/a_b_", 2.0, 2),
-        ("end", "run 1 r"),
-    ]
+    epoch = [("learning_rate", 0.1, True, 2), ("train/a", 1.5, True, 2), ("weights/a_b_", 2.0, True, 2)]
+    assert calls[2] == ("run 1 r", epoch)
+    assert [len(metrics) for _, metrics in calls[3:5]] == [1000, 502]
+    assert calls[5:] == [("end", "run 1 r")]
 
 
 @pytest.mark.parametrize("recorder", [TensorBoard, MLflow])
