@@ -107,7 +107,7 @@ def test_growth_starts_from_the_best_epoch_and_patience_counts_anew():
     assert [stage.n for stage in fitted.network.trunk.stages.values()][-1] == 2
     constant = _Loop(
         fitted.network, Equal(4), pairs(), pairs(seed=1), SETTINGS, 0, torch.device("cpu"), None
-    ).constant_loss
+    ).stopping.constant_loss
     scores = (fitted.valid_curve / constant).mean(axis=1)
     assert scores.argmin() == fitted.best_epoch[0]
     assert len(scores) - stop >= 3  # another lease of patience

@@ -395,7 +395,7 @@ def test_growth_is_decided_on_held_out_rows_with_the_weights_of_the_best_epoch()
     seen, scaler = network.seen, TargetScaler.fit(data)
     found = MultiTaskLoss(data.tasks)(seen.scores, seen.targets, seen.present).numpy()
     curve = fitted.valid_curve[:2]
-    constant = _Loop(network, Equal(4), data, valid, QUICK, 0, torch.device("cpu"), None).constant_loss
+    constant = _Loop(network, Equal(4), data, valid, QUICK, 0, torch.device("cpu"), None).stopping.constant_loss
     np.testing.assert_allclose(found, curve[(curve / constant).mean(axis=1).argmin()], rtol=1e-5)
     assert seen.present.sum(1).tolist() == [len(valid.labels[name]) for name in valid.names]
     assert scaler.apply(0, valid.labels["height"].values).mean() == pytest.approx(

@@ -23,11 +23,8 @@ ends with the same bits as one that was not.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -53,6 +50,8 @@ from polytask.train import checkpoint as disk
 from polytask.train.average import AveragedWeights
 from polytask.train.batches import Batch, Placed, Share
 from polytask.train.groups import groups_of
+from polytask.train.interruptions import is_out_of_memory, patient_interrupt
+from polytask.train.left_out import LeftOut
 from polytask.train.parallel import Processes
 from polytask.train.precision import Precision
 from polytask.train.record import Recorder, Several
@@ -60,9 +59,9 @@ from polytask.train.sampling import DrawnTasks, make_sampler
 from polytask.train.sequence import TaskSampler
 from polytask.train.settings import TrainSettings as TrainSettings
 from polytask.train.sharding import check_spreadable, gathered, is_part, spread, spread_network, whole
+from polytask.train.stopping import EarlyStopping, constant_losses
 from polytask.train.undo import Undo
 
-_FEW_ROWS = 5
 _SEEDS = 0x9E3779B97F4A7C15
 """Spreads the seeds of processes."""
 
@@ -208,7 +207,7 @@ def fit(
         if processes.rank == 0:
             loop.note_to(Several(record) if isinstance(record, Sequence) else record)
         with (
-            _patient_interrupt(checkpoint is not None) as interrupted,
+            patient_interrupt(checkpoint is not None) as interrupted,
             loop.short_of_memory(),
             processes.told_if_lost(),
         ):
@@ -285,19 +284,15 @@ class _Loop:
         self.weighs_first = settings.accumulate > 1 and isinstance(balancer, LossBalancer) and not balancer.constant
         usual = torch.from_numpy(self.sampler.labels / max(1, self.sampler.steps)).to(device, dtype)
         self.usual = usual.clamp(min=1e-9) if settings.missing == "unbiased" else None
-        self.constant_loss = _constant_losses(train, valid, self.scaler)
-        n_tasks, groups = len(train.tasks), len(train.tasks) if self.each_stops else 1
-        self.epoch = self.step = self.phase = 0
+        n_tasks = len(train.tasks)
+        self.epoch = self.step = 0
         self.sums, self.counts = torch.zeros(2, n_tasks, device=device, dtype=dtype)
-        self.dropped = torch.zeros(n_tasks, dtype=torch.int64, device=device)
-        self.lost: set[int] = set()
-        self.first_dropped: dict[str, str] = {}
+        self.left_out = LeftOut(self.train.names, device)
         self.curves: list[Tensor] = []  # (2, T) per epoch: train, valid
-        self.best = torch.full((groups,), torch.inf, dtype=torch.float64)
-        self.best_epoch = torch.full((groups,), -1, dtype=torch.int64)
-        self.stopped = torch.zeros(groups, dtype=torch.bool)
+        judged_by = constant_losses(train, valid, self.scaler)
+        self.stopping = EarlyStopping(judged_by, each=self.each_stops, patience=settings.patience)
         if self.each_stops:
-            self.stopped = torch.from_numpy(self.train.sizes == 0)
+            self.stopping.stopped = torch.from_numpy(self.train.sizes == 0)
         self.average = None if settings.average is None else AveragedWeights(network, settings.average)
         self.best_weights = self.snapshot()
         self.gather_parameters({})
@@ -384,20 +379,21 @@ class _Loop:
             return {
                 **disk.flatten("network", dict(self.network.named_buffers())),
                 **disk.flatten("balancer", self.balancer.state_dict()),
-                **{name: getattr(self, name) for name in ("sums", "counts", "used", "uses", "dropped")},
+                **{name: getattr(self, name) for name in ("sums", "counts", "used", "uses")},
+                "left out": self.left_out.counts,
             }
 
         tensors = Undo(places, self.device)
-        scale, calm, first_dropped = self.precision.scale, self.precision.calm, dict(self.first_dropped)
+        scale, calm, first = self.precision.scale, self.precision.calm, dict(self.left_out.first)
 
         def undo() -> None:
             tensors.restore()
-            self.precision.scale, self.precision.calm, self.first_dropped = scale, calm, first_dropped
+            self.precision.scale, self.precision.calm, self.left_out.first = scale, calm, first
 
         return undo
 
     def over(self) -> bool:
-        return self.epoch >= self.settings.max_epochs or not self.sampler.steps or bool(self.stopped.all())
+        return self.epoch >= self.settings.max_epochs or not self.sampler.steps or self.stopping.over()
 
     def update(self) -> None:
         settings = self.settings
@@ -413,7 +409,7 @@ class _Loop:
         parts = [self.sampler.batch(self.step, share) for share in self.shares]
         seen = self.labels_of(parts)
         self.optimiser.zero_grad()
-        self.lost.clear()
+        self.left_out.begin_step()
         given = self.weights_of(parts, seen) if self.weighs_first else None
         for batch, labels in zip(parts, seen, strict=True):
             present = self.balance(batch, labels, given)
@@ -482,27 +478,17 @@ class _Loop:
     def meet_nonfinite(self, losses: Tensor) -> None:
         """Count the tasks whose loss ``(T,)`` is not finite and tell where that was; or stop, before weights change."""
         batch = self.sampler.batch(self.step)  # of all parts and processes
-        for task in torch.nonzero(~losses.isfinite()).flatten().tolist():
-            if task in self.lost:
-                continue
-            self.lost.add(task)
-            self.dropped[task] += 1
-            name, place = self.train.names[task], f"step {self.step + 1} of epoch {self.epoch + 1}"
-            found = (batch.rows[task] if batch.rows.ndim == 2 else batch.rows)[batch.present[task]]
-            rows = np.unique(found.cpu().numpy()).tolist()
-            few = ", ".join(map(str, rows[:_FEW_ROWS])) + (", …" if len(rows) > _FEW_ROWS else "")
-            where = f"{place}, with training rows {few} ({len(rows)} in all)"
+        for loss in self.left_out.meet(losses, batch, f"step {self.step + 1} of epoch {self.epoch + 1}"):
             if self.settings.on_nonfinite == "stop":
                 self.save()
                 raise DivergedError(
-                    f'the loss of task "{name}" is {losses[task].item()} in {where}; look for extreme values there, '
+                    f'the loss of task "{loss.task}" is {loss.value} in {loss.where}; look for extreme values there, '
                     f"lower learning_rate ({self.settings.learning_rate:g}), or leave the task out of such steps: "
                     'on_nonfinite="drop" (--on-nan drop)'
                 )
-            if name not in self.first_dropped:
-                self.first_dropped[name] = where
-                facts = {"task": name, "epoch": self.epoch + 1, "step": self.step + 1}
-                self.note("left out", {**facts, "rows": rows[:_FEW_ROWS], "n_rows": len(rows)})
+            if loss.new:
+                facts = {"task": loss.task, "epoch": self.epoch + 1, "step": self.step + 1}
+                self.note("left out", {**facts, "rows": loss.rows, "n_rows": loss.n_rows})
 
     def labels_of(self, parts: list[Batch]) -> list[Seen | None]:
         """Count the labels of each part of a step, over processes; None where the one part is all there is."""
@@ -583,8 +569,8 @@ class _Loop:
 
     def skip_stopped(self) -> None:
         """Note which tasks still train, where each stops by itself; None stands for all."""
-        some = self.each_stops and bool(self.stopped.any())
-        self.run_only(torch.nonzero(~self.stopped).flatten().tolist() if some else None)
+        some = self.each_stops and bool(self.stopping.stopped.any())
+        self.run_only(torch.nonzero(~self.stopping.stopped).flatten().tolist() if some else None)
 
     def close_epoch(self) -> None:
         train = self.sums / self.counts  # no label: 0 / 0
@@ -596,9 +582,9 @@ class _Loop:
             self.whole = False
             curve = torch.stack([train, valid]).double().cpu()
             if self.each_stops and self.curves:
-                curve = torch.where(self.stopped, self.curves[-1], curve)
+                curve = torch.where(self.stopping.stopped, self.curves[-1], curve)
             self.check_finite(curve)
-            improved = self.judge(curve[1].numpy())
+            improved = self.stopping.judge(curve[1].numpy(), self.epoch)
             self.keep(improved)
         self.skip_stopped()
         self.curves.append(curve)
@@ -608,7 +594,7 @@ class _Loop:
         self.balancer.end_epoch()
         self.epoch, self.step = self.epoch + 1, 0
         self.network.end_epoch()
-        epochs, stalled = self.epoch - self.phase, bool(self.stopped.all())
+        epochs, stalled = self.epoch - self.stopping.phase, self.stopping.over()
         judged = self.valid is not None and bool(self.valid.sizes.any())
         if judged and self.epoch < self.settings.max_epochs and self.network.ready_to_grow(epochs, stalled):
             self.begin_phase()
@@ -635,8 +621,7 @@ class _Loop:
         for new, (old, branches) in origins.items():
             state[new] = _branches_of(state.get(old, {}), old, branches)
         self.gather_parameters(state)
-        self.phase = self.epoch
-        self.stopped.fill_(False)
+        self.stopping.begin_phase(self.epoch)
 
     def held_out(self) -> HeldOut:
         assert self.valid is not None
@@ -670,13 +655,14 @@ class _Loop:
     def check_finite(self, curve: Tensor) -> None:
         trained = self.train.sizes
         if isinstance(self.sampler, DrawnTasks):  # a task that no step drew has no training loss
-            trained = trained * (self.dropped > 0).cpu().numpy()
+            trained = trained * (self.left_out.counts > 0).cpu().numpy()
         sizes = [trained, np.zeros_like(self.train.sizes) if self.valid is None else self.valid.sizes]
         bad = ~np.isfinite(curve.numpy()) & (np.stack(sizes) > 0) & (self.train.sizes > 0)
         if bad.any():
             part, task = (int(i) for i in np.argwhere(bad)[0])
             name = self.train.names[task]
-            first = f", first in {self.first_dropped[name]}" if part == 0 and name in self.first_dropped else ""
+            told = self.left_out.first
+            first = f", first in {told[name]}" if part == 0 and name in told else ""
             raise DivergedError(
                 f'the {("training", "validation")[part]} loss of task "{name}" is '
                 f"{curve[part, task].item()} in epoch {self.epoch + 1}{first}; lower learning_rate "
@@ -702,10 +688,10 @@ class _Loop:
                 "learning_rate": self.optimiser.param_groups[0]["lr"] / self.optimiser.param_groups[0]["scale"],
                 "train": self.by_task(train),
                 "valid": self.by_task(valid),
-                "explained": self.by_task(1 - valid / self.constant_loss),
+                "explained": self.by_task(1 - valid / self.stopping.constant_loss),
                 "weights": self.by_task((self.used / self.uses).double().cpu().numpy()),
                 "cosines": self.cosines(),
-                "left_out": {name: count for name, count in self.by_task(self.dropped.cpu().numpy()).items() if count},
+                "left_out": self.left_out.by_task(),
             }
             self.used.zero_()
             self.uses.zero_()
@@ -731,25 +717,7 @@ class _Loop:
             if np.isfinite(cosines[i][j])
         }
 
-    # -- early stopping -----------------------------------------------------------------------
-
-    def judge(self, valid: Floats) -> Tensor:
-        """Compare with the best epoch so far and return which groups improved, ``(G,)``."""
-        relative = valid / self.constant_loss
-        if self.each_stops:
-            score = torch.from_numpy(relative)
-        else:
-            seen = relative[np.isfinite(relative)]
-            score = torch.tensor([seen.mean() if len(seen) else np.nan], dtype=torch.float64)
-        blind = score.isnan()
-        improved = ~self.stopped & (blind | (score < self.best))
-        self.best = torch.where(improved & ~blind, score, self.best)
-        self.best_epoch = torch.where(improved, self.epoch, self.best_epoch)
-        since = self.epoch - self.best_epoch.clamp(min=self.phase - 1)
-        self.stopped |= (since >= self.settings.patience) & ~blind
-        if not bool(blind.all()):  # tasks that cannot be judged stop with the last of the others
-            self.stopped |= bool((self.stopped | blind).all())
-        return improved
+    # -- the best epoch ------------------------------------------------------------------------
 
     def keep(self, improved: Tensor) -> None:
         """Copy the weights of what improved."""
@@ -769,14 +737,7 @@ class _Loop:
             self.save()
         self.network.load_state_dict(self.best_weights)
         self.network.eval()
-        for name, count in zip(self.train.names, self.dropped.tolist(), strict=True):
-            if count:
-                warnings.warn(
-                    f'the loss of task "{name}" was not finite in {count} of {self.epoch * self.sampler.steps} steps, '
-                    f"which went on without it, first in {self.first_dropped[name]}; look for extreme values in its "
-                    "targets, or lower learning_rate",
-                    stacklevel=3,
-                )
+        self.left_out.warn(self.epoch * self.sampler.steps)
 
     def gather_into(self, network: SharingNetwork) -> None:
         """Put the weights that are spread over processes into a whole network, and go on with that."""
@@ -786,7 +747,7 @@ class _Loop:
 
     def fitted(self) -> Fitted:
         curves = torch.stack(self.curves).numpy() if self.curves else np.zeros((0, 2, self.train.n_tasks))
-        best = self.best_epoch.expand(self.train.n_tasks).numpy().copy()
+        best = self.stopping.best_epoch.expand(self.train.n_tasks).numpy().copy()
         return Fitted(self.network, self.balancer, self.scaler, self.train.sizes > 0, curves[:, 0], curves[:, 1], best)
 
     # -- checkpoints --------------------------------------------------------------------------
@@ -815,14 +776,12 @@ class _Loop:
             **disk.flatten("best", self.best_weights),
             **disk.flatten("own", own),
             "random/cpu": random,
-            "stop/best": self.best,
-            "stop/best_epoch": self.best_epoch,
-            "stop/stopped": self.stopped,
+            **self.stopping.state(),
             "epoch/sums": self.sums,
             "epoch/counts": self.counts,
             "epoch/used": self.used,
             "epoch/uses": self.uses,
-            "dropped": self.dropped,
+            "dropped": self.left_out.counts,
             "curves": torch.stack(self.curves) if self.curves else torch.zeros(0, 2, self.train.n_tasks).double(),
         }
         if random_cuda is not None:
@@ -834,9 +793,9 @@ class _Loop:
         tensors = whole(tensors)
         if self.processes.rank > 0:
             return
-        facts: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "phase": self.phase}
-        if self.first_dropped:
-            facts["first_dropped"] = self.first_dropped
+        facts: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "phase": self.stopping.phase}
+        if self.left_out.first:
+            facts["first_dropped"] = self.left_out.first
         if self.precision.scales:
             facts |= {"scale": int(self.precision.scale), "calm": self.precision.calm}
         if self.average is not None:
@@ -862,15 +821,14 @@ class _Loop:
             state = disk.under(f"optimiser/{number}", tensors, self.device)
             if state:
                 self.optimiser.state[value] = spread(state, dict.fromkeys(state, value))
-        self.best, self.best_epoch = tensors["stop/best"], tensors["stop/best_epoch"]
-        self.stopped = tensors["stop/stopped"]
+        self.stopping.load(tensors, int(facts["phase"]))
         self.skip_stopped()
         self.sums, self.counts = tensors["epoch/sums"].to(self.device), tensors["epoch/counts"].to(self.device)
         self.used, self.uses = tensors["epoch/used"].to(self.device), tensors["epoch/uses"].to(self.device)
-        self.dropped = tensors["dropped"].to(self.device)
-        self.first_dropped = dict(facts.get("first_dropped", {}))
+        self.left_out.counts = tensors["dropped"].to(self.device)
+        self.left_out.first = dict(facts.get("first_dropped", {}))
         self.curves = list(tensors["curves"])
-        self.epoch, self.step, self.phase = (int(facts[name]) for name in ("epoch", "step", "phase"))
+        self.epoch, self.step = int(facts["epoch"]), int(facts["step"])
         if self.precision.scales:
             self.precision.scale, self.precision.calm = float(facts["scale"]), int(facts["calm"])
         if self.average is not None:
@@ -886,7 +844,7 @@ class _Loop:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, PolytaskError) or not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)  # what the step had computed
             self.optimiser.zero_grad()
@@ -909,18 +867,12 @@ class _Loop:
         try:
             self.save()
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
 
     def _optimised(self) -> Iterator[nn.Parameter]:
         for group in self.optimiser.param_groups:
             yield from group["params"]
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    told = str(error).lower()
-    named = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return named or "can't allocate memory" in told or "not enough memory" in told
 
 
 def _branches_of(state: Mapping[str, Tensor], old: nn.Parameter, branches: Tensor) -> dict[str, Tensor]:
@@ -958,49 +910,7 @@ def _clip_each(parameters: list[nn.Parameter], limit: float) -> None:
         gradient *= scale.view(-1, *[1] * (gradient.ndim - 1))
 
 
-def _constant_losses(train: TaskData, valid: TaskData | None, scaler: TargetScaler) -> Floats:
-    """Return each task's validation loss at the best constant of its training labels; NaN: cannot be judged."""
-    found = np.full(len(train.tasks), np.nan)
-    if valid is None:
-        return found
-    for number, task in enumerate(train.tasks):
-        labels = valid.labels[task.name]
-        if len(labels) and len(train.labels[task.name]):
-            scores = task.constant_scores(scaler.apply(number, train.labels[task.name].values))
-            values = scaler.apply(number, labels.values)
-            loss = task.losses(np.broadcast_to(scores, (len(values), task.n_outputs)), values).mean()
-            found[number] = loss if loss > 1e-12 else np.nan
-    return found
-
-
 def _cuda_index(device: torch.device) -> list[int]:
     if device.type != "cuda":
         return []
     return [torch.cuda.current_device() if device.index is None else device.index]
-
-
-@contextmanager
-def _patient_interrupt(wanted: bool) -> Iterator[Any]:
-    """Let the first Ctrl-C wait for the end of a step; leave handlers that are not Python's own alone."""
-    seen: list[int] = []
-    usual = signal.getsignal(signal.SIGINT)
-    if (
-        not wanted
-        or usual is not signal.default_int_handler
-        or threading.current_thread() is not threading.main_thread()
-    ):
-        yield lambda: False
-        return
-
-    def remember(number: int, _frame: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, usual)
-    if seen:
-        raise KeyboardInterrupt
