@@ -308,6 +308,7 @@ def _main_table(
             "Δm against single-task, %",
             "p (Holm)",
             "Δm against linear scalarisation, %",
+            "Δm against equal weights, %",
             f"tasks worse of {n_tasks} (surely)",
             "surely better",
             "better in",
@@ -320,11 +321,14 @@ def _main_table(
         score = f"{one.values.mean():.4g} ± {one.values.std(ddof=1):.2g}"
         cost = [setting_text(one.setting), f"{one.seconds.mean():.1f}", _cost(one, found.get(EQUAL))]
         if label == SINGLE:
-            lines.append(line([label, score, *[""] * 6, *cost]))
+            lines.append(line([label, score, *[""] * 7, *cost]))
             continue
         change = against[label]
-        control = found.get(SCALARISATION)
-        beside = "" if control is None or control is one else _change_text(changes.between(one, control).mean)
+        controls = [found.get(name) for name in (SCALARISATION, EQUAL)]
+        beside = [
+            "" if control is None or control is one else _change_text(changes.between(one, control).mean)
+            for control in controls
+        ]
         lines.append(
             line(
                 [
@@ -332,7 +336,7 @@ def _main_table(
                     score,
                     _change_text(change.mean),
                     f"{adjusted[label]:.2g}",
-                    beside,
+                    *beside,
                     f"{change.hurt} ({change.surely(-1)})",
                     str(change.surely(1)),
                     f"{change.better:.0%}",
