@@ -30,13 +30,15 @@ def surgery(gram: Tensor, orders: Tensor) -> Tensor:
     met = np.ascontiguousarray(orders.numpy().T)
     scales = np.where(squared > 0, -1 / np.where(squared > 0, squared, 1.0), 0.0)[met]  # a zero gradient takes nothing
     taken = np.empty_like(scales)
-    inner = A.copy()  # inner[i, j] = h_i · g_j
+    inner, away = A.copy(), np.empty_like(A)  # inner[i, j] = h_i · g_j
     flat, places = inner.ravel(), met + len(A) * np.arange(len(A))
     for place, scale, column, out in zip(places, scales, met, taken, strict=True):
         flat.take(place, out=out, mode="clip")
         np.minimum(out, 0.0, out=out)
         out *= scale
-        inner += out[:, None] * A[column]
+        A.take(column, 0, out=away, mode="clip")
+        away *= out[:, None]
+        inner += away
     return torch.from_numpy(1 + np.bincount(met.ravel(), taken.ravel(), len(A)))
 
 
