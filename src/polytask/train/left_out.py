@@ -16,8 +16,8 @@ _FEW_ROWS = 5
 
 
 @dataclass(frozen=True)
-class Loss:
-    """A loss that is not finite.
+class NonFiniteLoss:
+    """The loss of a task that is not finite in some step.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class LeftOut:
         """Forget which tasks were met in the step before."""
         self._in_this_step.clear()
 
-    def meet(self, losses: Tensor, batch: Batch, place: str) -> Iterator[Loss]:
+    def meet(self, losses: Tensor, batch: Batch, place: str) -> Iterator[NonFiniteLoss]:
         """Count the tasks whose loss ``(T,)`` is not finite, once a step, and yield them.
 
         Parameters
@@ -93,7 +93,7 @@ class LeftOut:
             where = f"{place}, with training rows {few} ({len(rows)} in all)"
             new = name not in self.first
             self.first.setdefault(name, where)
-            yield Loss(name, losses[task].item(), where, rows[:_FEW_ROWS], len(rows), new)
+            yield NonFiniteLoss(name, losses[task].item(), where, rows[:_FEW_ROWS], len(rows), new)
 
     def by_task(self) -> dict[str, int]:
         """Return task → steps without it, of the tasks that have some."""

@@ -289,10 +289,12 @@ class _Loop:
         self.sums, self.counts = torch.zeros(2, n_tasks, device=device, dtype=dtype)
         self.left_out = LeftOut(self.train.names, device)
         self.curves: list[Tensor] = []  # (2, T) per epoch: train, valid
-        judged_by = constant_losses(train, valid, self.scaler)
-        self.stopping = EarlyStopping(judged_by, each=self.each_stops, patience=settings.patience)
-        if self.each_stops:
-            self.stopping.stopped = torch.from_numpy(self.train.sizes == 0)
+        self.stopping = EarlyStopping(
+            constant_losses(train, valid, self.scaler),
+            each=self.each_stops,
+            patience=settings.patience,
+            trained=self.train.sizes > 0,
+        )
         self.average = None if settings.average is None else AveragedWeights(network, settings.average)
         self.best_weights = self.snapshot()
         self.gather_parameters({})

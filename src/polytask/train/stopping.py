@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from polytask.core.data import TaskData
@@ -28,6 +29,8 @@ class EarlyStopping:
         Whether each task is judged and stops by itself.
     patience
         Epochs without improvement before a group stops.
+    trained
+        Which tasks have training labels, ``(T,)``; the others, judged by themselves, have stopped before they began.
 
     Attributes
     ----------
@@ -41,12 +44,12 @@ class EarlyStopping:
         Epoch from which patience counts.
     """
 
-    def __init__(self, constant_loss: Floats, *, each: bool, patience: int) -> None:
+    def __init__(self, constant_loss: Floats, *, each: bool, patience: int, trained: NDArray[np.bool_]) -> None:
         self.constant_loss, self.each, self.patience = constant_loss, each, patience
         groups = len(constant_loss) if each else 1
         self.best = torch.full((groups,), torch.inf, dtype=torch.float64)
         self.best_epoch = torch.full((groups,), -1, dtype=torch.int64)
-        self.stopped = torch.zeros(groups, dtype=torch.bool)
+        self.stopped = torch.from_numpy(~trained) if each else torch.zeros(groups, dtype=torch.bool)
         self.phase = 0
 
     def judge(self, valid: Floats, epoch: int) -> Tensor:
